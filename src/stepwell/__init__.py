@@ -1,0 +1,1 @@
+"""stepwell: a flight recorder for LLM applications."""
