@@ -1,0 +1,103 @@
+"""Where batches go: the exporter protocol, and the registry that opens exporters from URLs.
+
+An exporter is any object with `export(batch)`; `close` and `key` are optional. Third parties add URL schemes
+with an entry point in the group `stepwell.exporters`: its name is the scheme, its value a callable
+`factory(url: str, home: Path | None) -> Exporter`.
+
+What must stay true: an exporter is called by one thread at a time, sends a batch once, and raises when it did not.
+Retry, splitting and dead letters are the shipper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
+
+from stepwell.errors import UsageError
+from stepwell.model import Record, decode_record
+
+if TYPE_CHECKING:  # slow to import
+    from importlib.metadata import EntryPoints
+
+__all__ = ["Batch", "Exporter", "open_exporter"]
+
+
+class Batch:
+    """Some finished records in the order they were recorded.
+
+    `frames` are the records' JSON bytes, one object each, no line end; `records` decodes them on first use (payloads
+    stay bytes).
+    """
+
+    def __init__(self, frames: Sequence[bytes]) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        return [decode_record(frame) for frame in self.frames]
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Takes batches to one destination.
+
+    `export` returns when the batch is delivered. It raises `ExportError` (or any `OSError`) to be called again with the
+    same batch, `RejectedError` for records that will never be taken; any other exception is put down to the content of
+    the batch, which is then split to isolate the record to blame.
+
+    Optional attributes: `key: str` names the destination, without secrets, so that what a dead process left can be
+    delivered to it (without `key` nothing outlives the process); `close() -> None` frees what it holds.
+    """
+
+    def export(self, batch: Batch) -> None: ...
+
+
+ExporterFactory = Callable[[str, "Path | None"], Exporter]
+
+_BUILT_IN: Final = {
+    "memory": "stepwell.exporters.memory:MemoryExporter.from_url",
+    "console": "stepwell.exporters.console:ConsoleExporter.from_url",
+    "jsonl": "stepwell.exporters.jsonl:JsonLinesExporter.from_url",
+    "sqlite": "stepwell.exporters.sqlite:StoreExporter.from_url",
+}
+
+
+def open_exporter(url: str, home: Path | None) -> Exporter:
+    """Open the exporter that a URL names, `memory:` `console:` `jsonl:PATH` `sqlite:PATH` or a plug-in's scheme.
+
+    `home` is the recorder's folder, None when it keeps nothing on disk; `sqlite:` alone means `<home>/steps.db`.
+    Raises `UsageError` for an unknown scheme or a URL the exporter can't use.
+    """
+    scheme, colon, _ = url.partition(":")
+    if not colon:
+        raise UsageError(f"export={url!r} is not a URL: expected SCHEME:..., with one of {', '.join(_schemes())}")
+    return _factory(scheme, url)(url, home)
+
+
+def _factory(scheme: str, url: str) -> ExporterFactory:
+    if scheme in _BUILT_IN:
+        module, _, path = _BUILT_IN[scheme].partition(":")
+        target: object = import_module(module)
+        for name in path.split("."):
+            target = getattr(target, name)
+        return cast(ExporterFactory, target)
+    for entry in _entry_points():
+        if entry.name == scheme:
+            return cast(ExporterFactory, entry.load())
+    raise UsageError(f"export={url!r}: no exporter for {scheme!r}, there are {', '.join(_schemes())}")
+
+
+def _entry_points() -> EntryPoints:
+    from importlib.metadata import entry_points  # slow to import, and needed for plug-ins only
+
+    return entry_points(group="stepwell.exporters")
+
+
+def _schemes() -> list[str]:
+    return sorted({*_BUILT_IN, *(entry.name for entry in _entry_points())})

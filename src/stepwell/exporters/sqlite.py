@@ -1,0 +1,55 @@
+"""Exports into a store on this machine: `sqlite:PATH`, or `sqlite:` alone for `<home>/steps.db`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepwell.errors import ExportError, RejectedError, StoreError, UsageError
+from stepwell.exporters import Batch
+from stepwell.store import Store, open_store
+
+__all__ = ["StoreExporter"]
+
+
+class StoreExporter:
+    """Adds batches to a store, in the call that the server's ingest makes too.
+
+    A store that can't be written now, also a damaged one, means that the batch is sent again: the journal keeps it.
+    """
+
+    def __init__(self, store: Store, *, key: str) -> None:
+        self.key = key
+        self._store = store
+
+    @classmethod
+    def from_url(cls, url: str, home: Path | None) -> StoreExporter:
+        """Open the store of a URL `sqlite:PATH`; without a path it is `steps.db` in the recorder's folder."""
+        path = url.partition(":")[2]
+        if not path:
+            if home is None:
+                raise UsageError(f"export={url!r} names no file, and nothing is kept on disk: expected sqlite:PATH")
+            path = str(home / "steps.db")
+        key = "sqlite::memory:" if path == ":memory:" else f"sqlite:{Path(path).absolute()}"
+        return cls(open_store(key), key=key)
+
+    def __repr__(self) -> str:
+        return f"StoreExporter({self.key!r})"
+
+    @property
+    def store(self) -> Store:
+        """The store that batches go to, for reading what was exported."""
+        return self._store
+
+    def export(self, batch: Batch) -> None:
+        """Add a batch; raises `RejectedError` for the records the store refuses, `ExportError` to be called again."""
+        try:
+            result = self._store.add(batch.frames)
+        except StoreError as error:
+            raise ExportError(str(error)) from error
+        if result.rejected:
+            reasons = {rejection.index: rejection.error for rejection in result.rejected}
+            raise RejectedError(f"{self.key} refused {len(reasons)} of {len(batch)} records", rejected=reasons)
+
+    def close(self) -> None:
+        """Close the store; closing again does nothing."""
+        self._store.close()

@@ -1,0 +1,297 @@
+"""Where records are kept and found again: the store protocol, its filters and rows, and `open_store`.
+
+What must stay true, of every store:
+
+1. `add` is one transaction, committed when it returns, and idempotent on the record's id: delivering a batch again
+   changes nothing. A record that is refused does not take its neighbours with it.
+2. A later record with the same id is a partial update: present fields win, absent ones stay; tags unite; scores and
+   attachments unite by id; `generation` merges field by field. A finished step never goes back to `pending`.
+3. What was added comes back equal, payloads byte by byte.
+4. A list costs its page: keyset pagination with an opaque cursor, never an offset.
+5. Reading never waits for writing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Final, Generic, Literal, Protocol, TypeVar, cast
+
+from msgspec import Struct
+
+from stepwell.errors import UsageError
+from stepwell.model import Status, StepRecord, StepType, ThreadRecord
+
+__all__ = [
+    "MAX_PAGE",
+    "AddResult",
+    "Found",
+    "Order",
+    "Page",
+    "Rejection",
+    "RunRow",
+    "StepFilter",
+    "StepRow",
+    "Store",
+    "StoreStats",
+    "ThreadFilter",
+    "ThreadRow",
+    "open_store",
+]
+
+T = TypeVar("T")
+Order = Literal["desc", "asc"]
+
+MAX_PAGE: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One record that was not taken: its place in the batch, its id where it could be read, and why."""
+
+    index: int
+    id: str | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddResult:
+    """What became of a batch: `accepted` records changed the store, `duplicates` said nothing new."""
+
+    accepted: int
+    duplicates: int
+    rejected: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Some rows in order; `next_cursor` continues after them, None where they end."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+class StepRow(Struct, frozen=True, omit_defaults=True):
+    """A step as lists show it: everything but its payloads. Absent fields are None, as in the record."""
+
+    id: str
+    trace_id: str | None = None
+    parent_id: str | None = None
+    thread_id: str | None = None
+    root_run_id: str | None = None
+    type: StepType | None = None
+    name: str | None = None
+    start_ns: int | None = None
+    end_ns: int | None = None
+    status: Status | None = None
+    error_type: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    total_tokens: int | None = None
+    tags: tuple[str, ...] = ()
+    downgraded_from: StepType | None = None
+    child_count: int | None = None
+    user: str | None = None
+    environment: str | None = None
+    service: str | None = None
+    release: str | None = None
+
+
+class RunRow(StepRow, frozen=True, omit_defaults=False):
+    """A top-level run, or any step without a parent, with sums over the step itself and all steps below it."""
+
+    steps: int = 1
+    errors: int = 0
+    tokens: int = 0
+
+
+class ThreadRow(Struct, frozen=True, omit_defaults=True):
+    """A thread as lists show it, with sums over its steps. `user` is the user's identifier, else the user's id."""
+
+    id: str
+    name: str | None = None
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    environment: str | None = None
+    created_ns: int | None = None
+    first_step_ns: int | None = None
+    last_step_ns: int | None = None
+    steps: int = 0
+    errors: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFilter:
+    """Which steps; every condition given must hold. `tag` may be several, and a step must have all of them.
+
+    `since_ns` is inclusive, `until_ns` exclusive, both about the step's start. `root_only` keeps what `Store.runs`
+    lists: top-level runs and steps without a parent.
+    """
+
+    type: StepType | Sequence[StepType] | None = None
+    name: str | None = None
+    tag: str | Sequence[str] = ()
+    status: Status | None = None
+    model: str | None = None
+    thread_id: str | None = None
+    trace_id: str | None = None
+    root_run_id: str | None = None
+    parent_id: str | None = None
+    user: str | None = None
+    environment: str | None = None
+    service: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+    root_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadFilter:
+    """Which threads; every condition given must hold.
+
+    `user` is the user's identifier or id. `since_ns` (inclusive) and `until_ns` (exclusive) are about the thread's
+    latest activity, by which `Store.threads` orders: the start of its last step, else its creation.
+    """
+
+    name: str | None = None
+    user: str | None = None
+    tag: str | Sequence[str] = ()
+    environment: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an id names, with the id in full."""
+
+    kind: Literal["thread", "step"]
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """How much a store holds. `bytes_on_disk` is 0 for a store in memory; times are of steps."""
+
+    steps: int = 0
+    threads: int = 0
+    scores: int = 0
+    by_type: dict[str, int] = field(default_factory=dict[str, int])
+    by_status: dict[str, int] = field(default_factory=dict[str, int])
+    oldest_ns: int | None = None
+    newest_ns: int | None = None
+    bytes_on_disk: int = 0
+    schema_version: int = 0
+
+
+class Store(Protocol):
+    """Keeps records and finds them again; safe to use from several threads.
+
+    Every method raises `StoreError` when the store can't be read or written now, and `ClosedError` after `close`.
+    """
+
+    def add(self, frames: Sequence[bytes]) -> AddResult:
+        """Take JSON record lines, all that are valid, in one transaction that is committed on return."""
+        ...
+
+    def step(self, id: str) -> StepRecord:
+        """Return the whole step; raises `NotFoundError`."""
+        ...
+
+    def thread(self, id: str) -> ThreadRecord:
+        """Return the thread, also one known only by its steps; raises `NotFoundError`."""
+        ...
+
+    def steps(
+        self, filter: StepFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[StepRow]:
+        """List steps by start; raises `UsageError` for a cursor that is not one of this list's."""
+        ...
+
+    def runs(
+        self, filter: StepFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[RunRow]:
+        """List top-level runs and steps without a parent, by start, with the sums of what is below them."""
+        ...
+
+    def threads(
+        self, filter: ThreadFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[ThreadRow]:
+        """List threads by latest activity, with the sums of their steps."""
+        ...
+
+    def tree(self, id: str) -> list[StepRow]:
+        """Return the step and all steps below it, by start; raises `NotFoundError`.
+
+        Steps whose parent never arrived are included when their `root_run_id` says that they belong to this one.
+        """
+        ...
+
+    def thread_steps(self, thread_id: str) -> list[StepRow]:
+        """Return all steps of a thread, by start; an unknown thread has none."""
+        ...
+
+    def find(self, id: str) -> Found:
+        """Say what an id names: a thread, or a step, also by 8 or more of its first characters if they are unique.
+
+        Raises `NotFoundError` for nothing, `UsageError` for several.
+        """
+        ...
+
+    def records(self, filter: StepFilter | None = None) -> Iterator[bytes]:
+        """Stream records as JSON lines: threads, then steps by start, then scores whose step is unknown.
+
+        Added to an empty store they make an equal store. With a filter: the steps it keeps and their threads.
+        """
+        ...
+
+    def changes(self, after: int | None = None, limit: int = 500) -> tuple[list[StepRow], int]:
+        """Return steps added or updated since a position, in order of change, and the position they lead to.
+
+        `after=None` returns no steps and the position of now; 0 starts from the beginning.
+        """
+        ...
+
+    def stats(self) -> StoreStats:
+        """Count what the store holds; reads all of it."""
+        ...
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the store, nothing when it is healthy."""
+        ...
+
+    def close(self) -> None:
+        """Free what the store holds; closing again does nothing."""
+        ...
+
+
+class _StoreFactory(Protocol):
+    def __call__(self, url: str, *, read_only: bool) -> Store: ...
+
+
+_BUILT_IN: Final = {
+    "sqlite": "stepwell.store.sqlite:SqliteStore.from_url",
+}
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+def open_store(url: str, *, read_only: bool = False) -> Store:
+    """Open the store that a URL names: `sqlite:PATH`, a plain path, or `sqlite::memory:`.
+
+    A file that does not exist is made, unless `read_only`. Raises `UsageError` for a URL that names no store,
+    `StoreError` for one that can't be opened, `CorruptStoreError` for a file that is not a store.
+    """
+    match = _SCHEME.match(url)
+    scheme = match[1] if match else "sqlite"
+    if scheme not in _BUILT_IN:
+        raise UsageError(f"store URL {url!r}: no store for {scheme!r}, there are {', '.join(sorted(_BUILT_IN))}")
+    module, _, path = _BUILT_IN[scheme].partition(":")
+    target: object = import_module(module)
+    for name in path.split("."):
+        target = getattr(target, name)
+    return cast("_StoreFactory", target)(url if match else f"sqlite:{url}", read_only=read_only)

@@ -1,0 +1,143 @@
+"""The schema of the embedded store, and the migrations that lead to it.
+
+The file is an SQLite database that anyone may read while it is in use; what follows is promised to stay, later
+versions only add to it. `PRAGMA user_version` is the schema's version, `application_id` is `0x73746570` ("step").
+
+`steps`: one row a step, narrow, for lists and sums.
+
+| column | holds |
+|---|---|
+| `number` | the row's number, in order of arrival |
+| `id`, `parent_id`, `root_run_id` | a UUID as 16 bytes (`lower(hex(id))`), any other id as text |
+| `trace_id` | 32 hex digits as 16 bytes, anything else as text |
+| `thread_id` | text |
+| `type` `name` `status` `error_type` `downgraded_from` `user` `environment` `service` `release` | text |
+| `start_ns` | nanoseconds since the Unix epoch, -1 where it is unknown |
+| `end_ns` | the same, NULL where it is unknown |
+| `model` `provider` `input_tokens` `output_tokens` `total_tokens` | of the generation; the total may be their sum |
+| `tags` | JSON array of text |
+| `child_count` | how many children the step started |
+| `stray` | 1 where `trace_id`, `parent_id` or `root_run_id` does not begin with the first 8 bytes of `id` (see below) |
+| `changed` | the position of the row's last update, NULL for a row never updated: its position is its `number` |
+
+`payload`: `number` as in `steps`, and JSON text: `input` `output` `generation` `metadata` `error` `attachments`; also
+`agent_id` `active_ns` `sdk`. A step without any of these has no row.
+
+`step_tags`: `tag`, `start_ns`, `step` (the step's `number`), a row for each tag of each step.
+
+`scores`: `number`, `step_id` (as `steps.id`), `id`, `name`, `type`, `value`, `label`, `comment`, `tags`, `created_ns`;
+`named_step` is 1 where the score itself said which step it is of. A score may come before its step.
+
+`threads`: `number`, `id`, `name`, `user` (JSON), `user_name` (its identifier, else its id), `tags`, `metadata` (JSON),
+`environment`, `created_ns`, and `active_ns`: the start of the latest step, else the creation, else -1.
+
+Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
+the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
+marked `stray` and have indexes of their own.
+
+| find | index |
+|---|---|
+| a step; a trace, run or tree | `id` (unique), and `steps_stray_*` |
+| newest steps; newest runs | `steps_start`; `steps_top` |
+| steps of a thread, of a model | `steps_thread`, `steps_model` |
+| failed, cancelled and pending steps | `steps_unsuccessful` |
+| steps with a tag | `step_tags` |
+| what changed | `number`, `steps_changed` |
+| newest threads | `threads_active` |
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Final
+
+from stepwell.errors import CorruptStoreError
+
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "check_current", "migrate", "read_version"]
+
+APPLICATION_ID: Final = 0x73746570
+
+_VERSION_1: Final = (
+    """
+    CREATE TABLE steps (
+        number INTEGER PRIMARY KEY,
+        id NOT NULL UNIQUE, trace_id, parent_id, thread_id TEXT, root_run_id,
+        type TEXT, name TEXT, start_ns INTEGER NOT NULL, end_ns INTEGER, status TEXT, error_type TEXT,
+        model TEXT, provider TEXT, input_tokens INTEGER, output_tokens INTEGER, total_tokens INTEGER,
+        tags TEXT, downgraded_from TEXT, child_count INTEGER,
+        user TEXT, environment TEXT, service TEXT, "release" TEXT, stray INTEGER, changed INTEGER
+    )
+    """,
+    """
+    CREATE TABLE payload (
+        number INTEGER PRIMARY KEY,
+        input TEXT, output TEXT, generation TEXT, metadata TEXT, error TEXT, attachments TEXT,
+        agent_id TEXT, active_ns INTEGER, sdk TEXT
+    )
+    """,
+    """
+    CREATE TABLE step_tags (
+        tag TEXT, start_ns INTEGER, step INTEGER, PRIMARY KEY (tag, start_ns, step)
+    ) WITHOUT ROWID
+    """,
+    """
+    CREATE TABLE scores (
+        number INTEGER PRIMARY KEY,
+        step_id NOT NULL, id TEXT NOT NULL, name TEXT, type TEXT, value REAL, label TEXT, comment TEXT,
+        tags TEXT, created_ns INTEGER, named_step INTEGER NOT NULL, UNIQUE (step_id, id)
+    )
+    """,
+    """
+    CREATE TABLE threads (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE, name TEXT, user TEXT, user_name TEXT, tags TEXT, metadata TEXT, environment TEXT,
+        created_ns INTEGER, active_ns INTEGER NOT NULL DEFAULT -1
+    )
+    """,
+    "CREATE INDEX steps_start ON steps (start_ns)",
+    "CREATE INDEX steps_top ON steps (start_ns) WHERE parent_id IS NULL OR root_run_id = id",
+    "CREATE INDEX steps_thread ON steps (thread_id, start_ns) WHERE thread_id IS NOT NULL",
+    "CREATE INDEX steps_model ON steps (model, start_ns) WHERE model IS NOT NULL",
+    "CREATE INDEX steps_unsuccessful ON steps (status, start_ns) WHERE status <> 'success'",
+    "CREATE INDEX steps_changed ON steps (changed) WHERE changed IS NOT NULL",
+    "CREATE INDEX steps_stray_parent_id ON steps (parent_id) WHERE stray",
+    "CREATE INDEX steps_stray_trace_id ON steps (trace_id) WHERE stray",
+    "CREATE INDEX steps_stray_root_run_id ON steps (root_run_id) WHERE stray",
+    "CREATE INDEX threads_active ON threads (active_ns)",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+)
+
+# One entry a version, in order; what was released is never edited, a change is a new entry.
+_MIGRATIONS: Final = (_VERSION_1,)
+SCHEMA_VERSION: Final = len(_MIGRATIONS)
+
+
+def read_version(db: sqlite3.Connection, path: str) -> int:
+    """Return the schema's version, 0 for an empty file; raises `CorruptStoreError` for what is not ours to open."""
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application_id != APPLICATION_ID and (application_id or version or objects):
+        raise CorruptStoreError(f"{path} is an SQLite database, but not a stepwell store")
+    if version > SCHEMA_VERSION:
+        raise CorruptStoreError(
+            f"{path} has schema version {version}, this stepwell knows {SCHEMA_VERSION}: it was written by a newer one"
+        )
+    return int(version)
+
+
+def check_current(db: sqlite3.Connection, path: str) -> None:
+    """Raise `CorruptStoreError` for a file that can't be read as it is."""
+    if read_version(db, path) != SCHEMA_VERSION:
+        raise CorruptStoreError(f"{path} is not a stepwell store, or an older one: open it for writing once")
+
+
+def migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the schema up to date, inside the caller's transaction, which must hold the write lock.
+
+    The version is read again under that lock, because another process may have migrated in the meantime.
+    """
+    for number, statements in enumerate(_MIGRATIONS[read_version(db, path) :], start=read_version(db, path) + 1):
+        for statement in statements:
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {number}")

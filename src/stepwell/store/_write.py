@@ -1,0 +1,354 @@
+"""Adding a batch of records to the embedded store, inside the caller's transaction.
+
+What must stay true: a new step costs two rows and no query. All steps are inserted with numbers chosen here; those
+whose id is already known are left out by SQLite, found by the gaps they leave, and only they are read, merged and
+updated.
+"""
+
+# ruff: noqa: S608 (what is put into SQL are our own column names)
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, cast
+
+from msgspec import UNSET
+
+from stepwell.errors import UsageError
+from stepwell.model import (
+    Record,
+    Score,
+    StepRecord,
+    ThreadRecord,
+    decode_generation,
+    decode_record,
+)
+from stepwell.store import AddResult, Rejection
+from stepwell.store._merge import (
+    NULL,
+    apply_llm_rule,
+    merge_score,
+    merge_step,
+    merge_thread,
+    parse_generation,
+)
+from stepwell.store._rows import (
+    OPTIONAL_STEP_COLUMNS,
+    PAYLOAD_COLUMNS,
+    RECORD_COLUMNS,
+    REQUIRED_STEP_COLUMNS,
+    SCORE_COLUMNS,
+    THREAD_COLUMNS,
+    UNKNOWN_NS,
+    StepPacker,
+    check_numbers,
+    fits,
+    pack_id,
+    row_of_score,
+    row_of_thread,
+    score_of_row,
+    step_of_row,
+    thread_of_row,
+)
+
+__all__ = ["LAST_POSITION", "Intake"]
+
+_SELECT_STEP: Final = (
+    f"SELECT number, {', '.join(RECORD_COLUMNS)} FROM steps LEFT JOIN payload USING (number) WHERE id = ?"
+)
+_SELECT_THREAD: Final = f"SELECT {', '.join(THREAD_COLUMNS)} FROM threads WHERE id = ?"
+_SELECT_SCORES: Final = f"SELECT number, {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ?"
+LAST_POSITION: Final = (
+    "SELECT max(ifnull((SELECT max(number) FROM steps), 0), "
+    "ifnull((SELECT max(changed) FROM steps WHERE changed IS NOT NULL), 0))"
+)
+_INSERT_TAG: Final = "INSERT INTO step_tags (tag, start_ns, step) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_DELETE_TAG: Final = "DELETE FROM step_tags WHERE tag = ? AND start_ns = ? AND step = ?"
+_REPLACE_SCORE: Final = (
+    f"REPLACE INTO scores (number, {', '.join(SCORE_COLUMNS)}) VALUES (?, {', '.join('?' * len(SCORE_COLUMNS))})"
+)
+_REPLACE_THREAD: Final = f"""
+    INSERT INTO threads ({", ".join(THREAD_COLUMNS)}, active_ns)
+    VALUES ({", ".join("?" * len(THREAD_COLUMNS))}, ?)
+    ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in THREAD_COLUMNS[1:])},
+        active_ns = max(active_ns, excluded.active_ns)
+"""
+# A step makes its thread known, and says since when and until when it was in use.
+_TOUCH_THREAD: Final = """
+    INSERT INTO threads (id, created_ns, active_ns) VALUES (?1, nullif(?2, -1), ?3)
+    ON CONFLICT (id) DO UPDATE SET
+        created_ns = ifnull(min(created_ns, excluded.created_ns), ifnull(created_ns, excluded.created_ns)),
+        active_ns = max(active_ns, excluded.active_ns)
+"""
+
+_DOWNGRADED: Final = 1 << OPTIONAL_STEP_COLUMNS.index("downgraded_from")
+_FIRST_PAYLOAD_BIT: Final = 1 << len(OPTIONAL_STEP_COLUMNS)
+
+
+Groups = dict[int, tuple[list[list[Any]], list[list[Any]]]]  # by shape: rows of `steps`, rows of `payload`
+
+
+class Intake:
+    """A batch on its way in: decoded and made into rows at once, written by `write`, which may be called again.
+
+    A row does not keep its record, because a thousand live records make the garbage collector run; the few that are
+    needed again are decoded again. `check_numbers` refuses numbers that no column holds, which `write` meets as
+    `OverflowError`: so rare that a batch is made without looking for them first.
+    """
+
+    def __init__(self, frames: Sequence[bytes], *, check_numbers: bool = False) -> None:
+        self.frames = frames
+        self.refused: list[Rejection] = []
+        self.places: list[int] = []  # of the rows, in the batch; likewise the lists that follow
+        self.rows: list[list[Any]] = []
+        self.payloads: list[list[Any]] = []
+        self.shapes: list[int] = []
+        self.thread_ids: list[str | None] = []
+        self.groups: Groups = {}
+        self.again: list[int] = []  # places of steps whose id the batch has had before
+        self.tags: list[tuple[list[str], list[Any]]] = []  # with the row
+        self.threads: list[tuple[int, ThreadRecord]] = []
+        self.scores: list[tuple[int, str, list[Score]]] = []
+        self._check_numbers = check_numbers
+        self._packer = StepPacker()
+        self._seen: set[str] = set()
+        for index, frame in enumerate(frames):
+            record = None
+            try:
+                record = decode_record(frame)
+                if type(record) is StepRecord:
+                    self._take_step(index, record)
+                else:
+                    self._take_other(index, record)
+            except (UsageError, UnicodeDecodeError) as error:
+                self.refused.append(Rejection(index, None if record is None else record.id, str(error)))
+
+    def _take_step(self, index: int, step: StepRecord) -> None:
+        raw = step.generation
+        generation = None if raw is UNSET or raw == NULL else decode_generation(raw)
+        if self._check_numbers:
+            check_numbers(step, generation)
+        if step.scores:
+            self._take_scores(index, step)
+        if step.id in self._seen:
+            self.again.append(index)
+            return
+        if step.type == "llm":
+            apply_llm_rule(step, generation)
+        shape, row, payload = self._packer.pack(step, generation)
+        group = self.groups.get(shape)
+        if group is None:
+            group = self.groups[shape] = ([], [])
+        group[0].append(row)
+        group[1].append(payload)
+        self._seen.add(step.id)
+        self.places.append(index)
+        self.rows.append(row)
+        self.payloads.append(payload)
+        self.shapes.append(shape)
+        self.thread_ids.append(step.thread_id)
+        if step.tags:
+            self.tags.append((step.tags, row))
+
+    def _take_scores(self, index: int, step: StepRecord) -> None:
+        scores = step.scores or []
+        for score in scores:
+            if score.step_id not in {None, step.id}:
+                raise UsageError(f"not a record: a score of step {step.id!r} is of {score.step_id!r} - at `$.scores`")
+            _check_created(score)
+        self.scores.append((index, step.id, scores))
+
+    def _take_other(self, index: int, record: Record) -> None:
+        if isinstance(record, ThreadRecord):
+            _check_created(record)
+            row_of_thread(record)  # raises for metadata that is not UTF-8
+            self.threads.append((index, record))
+        elif isinstance(record, Score):
+            if not record.step_id:
+                raise UsageError("not a record: a score needs a step_id - at `$.step_id`")
+            _check_created(record)
+            self.scores.append((index, record.step_id, [record]))
+
+    def write(self, db: sqlite3.Connection) -> AddResult:
+        """Write the batch and say what became of it."""
+        writer = _Writer(db, self)
+        writer.insert()
+        for index, thread in self.threads:
+            writer.merge_thread(index, thread)
+        refused = [*self.refused, *writer.refused]
+        refused_places = {rejection.index for rejection in refused}
+        for index, step_id, scores in self.scores:
+            if index not in refused_places:
+                writer.merge_scores(index, step_id, scores)
+        accepted = len(writer.accepted) + writer.inserted
+        refused.sort(key=lambda rejection: rejection.index)
+        return AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused))
+
+
+def _check_created(record: ThreadRecord | Score) -> None:
+    if not fits(record.created_ns):
+        raise UsageError("not a record: a number has more than 64 bits - at `$.created_ns`")
+
+
+class _Writer:
+    """What one transaction does. `inserted` counts new steps, `accepted` holds the places of other news."""
+
+    def __init__(self, db: sqlite3.Connection, intake: Intake) -> None:
+        self._db = db
+        self._intake = intake
+        self._packer = StepPacker()
+        (self._position,) = db.execute(LAST_POSITION).fetchone()
+        self._known: set[int] = set()  # numbers that stayed free, because the step's id is known
+        self._again = {*intake.again}
+        self._fresh: set[int] = set()  # places of new steps, in a batch with scores
+        self.inserted = 0
+        self.accepted: set[int] = set()
+        self.refused: list[Rejection] = []
+
+    def insert(self) -> None:
+        """Insert the steps whose id is new, then merge the others, in their order."""
+        intake = self._intake
+        first = self._position + 1
+        for number, (row, payload) in enumerate(zip(intake.rows, intake.payloads, strict=True), start=first):
+            row[0] = payload[0] = number
+        self._position += len(intake.rows)
+        for shape, (rows, _) in intake.groups.items():
+            self.inserted += self._db.executemany(_insert_step(shape), rows).rowcount
+        if self.inserted < len(intake.rows):
+            self._find_known(first)
+        for shape, (_, payloads) in intake.groups.items():
+            if shape >= _FIRST_PAYLOAD_BIT:
+                new = [row for row in payloads if row[0] not in self._known] if self._known else payloads
+                self._db.executemany(_insert_payload(shape), new)
+        if intake.scores:
+            places = zip(intake.places, intake.rows, strict=True)
+            self._fresh = {index for index, row in places if row[0] not in self._known}
+        starts: dict[str, list[int]] = defaultdict(list)
+        for thread_id, row in zip(intake.thread_ids, intake.rows, strict=True):
+            if thread_id is not None and row[0] not in self._known:
+                starts[thread_id].append(row[4])
+        self._touch_threads(starts)
+        tags = ((tag, row[4], row[0]) for tags, row in intake.tags if row[0] not in self._known for tag in tags)
+        self._db.executemany(_INSERT_TAG, tags)
+        for index in sorted(self._again):
+            self._merge_step(index, cast("StepRecord", decode_record(intake.frames[index])))
+
+    def _find_known(self, first: int) -> None:
+        inserted = {number for (number,) in self._db.execute("SELECT number FROM steps WHERE number >= ?", (first,))}
+        intake = self._intake
+        for index, shape, row, payload in zip(intake.places, intake.shapes, intake.rows, intake.payloads, strict=True):
+            if row[0] not in inserted:
+                self._known.add(row[0])
+                if (
+                    shape & _DOWNGRADED
+                    or not self._db.execute(_says_nothing_new(shape), row[1:] + payload[1:]).fetchone()
+                ):
+                    self._again.add(index)
+
+    def _merge_step(self, index: int, step: StepRecord) -> None:
+        number, *values = self._db.execute(_SELECT_STEP, (pack_id(step.id),)).fetchone()
+        old = step_of_row(values)
+        try:
+            merged = merge_step(old, step)
+            merged.scores = None
+            if merged == old:
+                return
+            shape, row, payload = self._packer.pack(merged, parse_generation(merged))
+        except (UsageError, UnicodeDecodeError) as error:
+            self.refused.append(Rejection(index, step.id, str(error)))
+            return
+        payload[0] = number
+        self._position += 1
+        self._db.execute(_update_step(shape), (*row[2:], self._position, number))
+        if shape >= _FIRST_PAYLOAD_BIT:
+            self._db.execute(_insert_payload(shape, replace=True), payload)
+        if (merged.tags, merged.start_ns) != (old.tags, old.start_ns):
+            start_ns = UNKNOWN_NS if old.start_ns is None else old.start_ns
+            self._db.executemany(_DELETE_TAG, [(tag, start_ns, number) for tag in old.tags or ()])
+            self._db.executemany(_INSERT_TAG, [(tag, row[4], number) for tag in merged.tags or ()])
+        if merged.thread_id is not None:
+            self._touch_threads({merged.thread_id: [row[4]]})
+        self.accepted.add(index)
+
+    def _touch_threads(self, starts: Mapping[str, list[int]]) -> None:
+        spans: list[tuple[str, int, int]] = []
+        for thread_id, times in starts.items():
+            known = [time for time in times if time != UNKNOWN_NS] or [UNKNOWN_NS]
+            spans.append((thread_id, min(known), max(known)))
+        self._db.executemany(_TOUCH_THREAD, spans)
+
+    def merge_thread(self, index: int, thread: ThreadRecord) -> None:
+        """Insert or update a thread."""
+        found = self._db.execute(_SELECT_THREAD, (thread.id,)).fetchone()
+        merged = thread
+        if found is not None:
+            old = thread_of_row(found)
+            merged = merge_thread(old, thread)
+            if merged == old:
+                return
+        active_ns = UNKNOWN_NS if merged.created_ns is None else merged.created_ns
+        self._db.execute(_REPLACE_THREAD, (*row_of_thread(merged), active_ns))
+        self.accepted.add(index)
+
+    def merge_scores(self, index: int, step_id: str, scores: list[Score]) -> None:
+        """Insert or update scores of a step, which may be unknown yet."""
+        known = {
+            row[2]: (row[0], score_of_row(row[1:])) for row in self._db.execute(_SELECT_SCORES, (pack_id(step_id),))
+        }
+        changed = False
+        for score in scores:
+            number, old = known.get(score.id, (None, None))
+            merged = score if old is None else merge_score(old, score)
+            if merged == old:
+                continue
+            changed = True
+            written = self._db.execute(_REPLACE_SCORE, (number, *row_of_score(step_id, merged)))
+            known[score.id] = (written.lastrowid, merged)
+        if not changed:
+            return
+        self._position += 1
+        self._db.execute("UPDATE steps SET changed = ? WHERE id = ?", (self._position, pack_id(step_id)))
+        if index not in self._fresh:
+            self.accepted.add(index)
+
+
+@lru_cache(maxsize=1024)
+def _present(shape: int) -> tuple[list[str], list[str]]:
+    steps = [name for bit, name in enumerate(OPTIONAL_STEP_COLUMNS) if shape >> bit & 1]
+    return steps, [name for bit, name in enumerate(PAYLOAD_COLUMNS, len(OPTIONAL_STEP_COLUMNS)) if shape >> bit & 1]
+
+
+@lru_cache(maxsize=1024)
+def _insert_step(shape: int) -> str:
+    names = [*REQUIRED_STEP_COLUMNS, *_present(shape)[0]]
+    return f"INSERT INTO steps ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) ON CONFLICT DO NOTHING"
+
+
+@lru_cache(maxsize=1024)
+def _says_nothing_new(shape: int) -> str:
+    """Return a query that finds the step when it has all that the row has: no need to read, decode and merge it."""
+    steps, payload = _present(shape)
+    same = " AND ".join([f"s.{name} IS ?" for name in steps] + [f"p.{name} IS ?" for name in payload])
+    return (
+        "SELECT 1 FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ? AND s.type IS ifnull(?, s.type) "
+        "AND s.name IS ifnull(?, s.name) AND s.start_ns = ifnull(nullif(?, -1), s.start_ns) "
+        f"AND s.status IS ifnull(?, s.status) AND {same or 1}"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _update_step(shape: int) -> str:
+    present = _present(shape)[0]
+    absent = [f"{name} = NULL" for name in OPTIONAL_STEP_COLUMNS if name not in present]
+    names = [f"{name} = ?" for name in (*REQUIRED_STEP_COLUMNS[2:], *present, "changed")]
+    return f"UPDATE steps SET {', '.join([*names, *absent])} WHERE number = ?"
+
+
+@lru_cache(maxsize=1024)
+def _insert_payload(shape: int, *, replace: bool = False) -> str:
+    names = ["number", *_present(shape)[1]]
+    verb = "REPLACE" if replace else "INSERT"
+    return f"{verb} INTO payload ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"

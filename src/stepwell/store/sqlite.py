@@ -1,0 +1,272 @@
+"""The embedded store: one SQLite file, written by any number of threads and processes, read at any time.
+
+The schema is told in `stepwell.store._schema`; what holds of every store in `stepwell.store`.
+"""
+
+# ruff: noqa: S608 (id, type and filter are the words of the protocol; SQL is made of our own column names)
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from stepwell.errors import CorruptStoreError, NotFoundError, UsageError
+from stepwell.model import StepRecord, ThreadRecord
+from stepwell.store import (
+    MAX_PAGE,
+    AddResult,
+    Found,
+    Order,
+    Page,
+    RunRow,
+    StepFilter,
+    StepRow,
+    StoreStats,
+    ThreadFilter,
+    ThreadRow,
+)
+from stepwell.store._connections import Connections
+from stepwell.store._export import export, find_by_prefix
+from stepwell.store._query import Keyset, select_steps, select_threads
+from stepwell.store._rows import (
+    LIST_COLUMNS,
+    RECORD_SQL,
+    SCORE_COLUMNS,
+    THREAD_COLUMNS,
+    pack_id,
+    run_row,
+    score_of_row,
+    step_of_row,
+    step_row,
+    thread_of_row,
+    thread_row,
+)
+from stepwell.store._tree import below, children_of, relatives
+from stepwell.store._write import LAST_POSITION, Intake
+
+__all__ = ["SqliteStore"]
+
+Item = TypeVar("Item", StepRow, RunRow, ThreadRow)
+
+_ALL_STEPS: Final = StepFilter()
+_ALL_THREADS: Final = ThreadFilter()
+_MIN_PREFIX: Final = 8
+_NO_SUMS: Final = (None, None, 0, 0, 0)
+
+_LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
+_THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
+_SELECT_RECORD: Final = f"SELECT {RECORD_SQL} FROM steps s LEFT JOIN payload p ON p.number = s.number WHERE s.id = ?"
+_SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ? ORDER BY number"
+_SUMS: Final = (
+    "SELECT s.thread_id, min(nullif(s.start_ns, -1)), max(nullif(s.start_ns, -1)), count(*), "
+    "count(*) FILTER (WHERE s.status = 'failed'), ifnull(sum(s.total_tokens), 0) FROM steps s WHERE s.thread_id"
+)
+_COUNTS: Final = "SELECT type, status, count(*) FROM steps GROUP BY type, status"
+_SPAN: Final = (
+    "SELECT (SELECT min(start_ns) FROM steps WHERE start_ns >= 0), "
+    "(SELECT max(start_ns) FROM steps WHERE start_ns >= 0)"
+)
+_CHANGES: Final = (  # of rows never updated, and of rows updated since
+    f"SELECT s.number, {_LISTED} FROM steps s WHERE s.number > ? AND s.changed IS NULL ORDER BY s.number LIMIT ?",
+    f"SELECT s.changed, {_LISTED} FROM steps s WHERE s.changed > ? ORDER BY s.changed LIMIT ?",
+)
+
+
+class SqliteStore:
+    """A store in one SQLite file, or in memory (`path=None`) for as long as it is open.
+
+    A batch that finds the file locked by another process waits up to `busy_deadline_s` before it raises `StoreError`.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False, busy_deadline_s: float = 30.0) -> None:
+        self.path = None if path is None else path.absolute()
+        self._connections = Connections(self.path, read_only=read_only, busy_deadline_s=busy_deadline_s)
+
+    @classmethod
+    def from_url(cls, url: str, *, read_only: bool = False) -> SqliteStore:
+        """Open the store of a URL `sqlite:PATH` or `sqlite::memory:`."""
+        path = url.partition(":")[2]
+        if not path:
+            raise UsageError(f"store URL {url!r} names no file: expected sqlite:PATH")
+        if path == ":memory:":
+            if read_only:
+                raise UsageError(f"store URL {url!r}: a store in memory begins empty, it can't be read-only")
+            return cls(None)
+        return cls(Path(path), read_only=read_only)
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({self._connections.name!r})"
+
+    def close(self) -> None:
+        """Close the file; closing again does nothing."""
+        self._connections.close()
+
+    def add(self, frames: Sequence[bytes]) -> AddResult:
+        """Take JSON record lines, all that are valid, in one transaction that is committed on return."""
+        try:
+            return self._add(Intake(frames))
+        except OverflowError:
+            return self._add(Intake(frames, check_numbers=True))
+
+    def _add(self, intake: Intake) -> AddResult:
+        with self._connections.writing() as db:
+            return intake.write(db)
+
+    def step(self, id: str) -> StepRecord:
+        """Return the whole step; raises `NotFoundError`."""
+        with self._connections.reading() as db:
+            packed = pack_id(id)
+            row = db.execute(_SELECT_RECORD, (packed,)).fetchone()
+            if row is None:
+                raise NotFoundError(f"there is no step {id!r}")
+            step = step_of_row(row)
+            scores = [score_of_row(row) for row in db.execute(_SELECT_SCORES, (packed,))]
+            step.scores = scores or None
+            return step
+
+    def thread(self, id: str) -> ThreadRecord:
+        """Return the thread, also one known only by its steps; raises `NotFoundError`."""
+        with self._connections.reading() as db:
+            row = db.execute(f"SELECT {_THREAD} FROM threads t WHERE t.id = ?", (id,)).fetchone()
+        if row is None:
+            raise NotFoundError(f"there is no thread {id!r}")
+        return thread_of_row(row)
+
+    def steps(
+        self, filter: StepFilter = _ALL_STEPS, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[StepRow]:
+        """List steps by start."""
+        page = Keyset("s", limit, cursor, order)
+        with self._connections.reading() as db:
+            rows = db.execute(*select_steps(_LISTED, filter, page)).fetchall()
+        return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
+
+    def runs(
+        self, filter: StepFilter = _ALL_STEPS, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[RunRow]:
+        """List top-level runs and steps without a parent, by start, with the sums of what is below them."""
+        page = Keyset("r", limit, cursor, order)
+        with self._connections.reading() as db:
+            rows = db.execute(*select_steps(_LISTED, replace(filter, root_only=True), page)).fetchall()
+            listed = rows[:limit]
+            family = relatives(db, "s.status, s.total_tokens", [row[2] for row in listed])
+        children = children_of(family)
+        runs = [run_row(row[2:], _sums(below(family[row[2]], children))) for row in listed]
+        return _page(runs, rows, page)
+
+    def threads(
+        self, filter: ThreadFilter = _ALL_THREADS, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[ThreadRow]:
+        """List threads by latest activity, with the sums of their steps."""
+        page = Keyset("t", limit, cursor, order)
+        with self._connections.reading() as db:
+            rows = db.execute(*select_threads(_THREAD, filter, page)).fetchall()
+            ids = [row[2] for row in rows[:limit]]
+            sums = {id: sums for id, *sums in db.execute(f"{_SUMS} IN ({_places(ids)}) GROUP BY s.thread_id", ids)}
+        items = [thread_row(row[2:], sums.get(row[2], _NO_SUMS)) for row in rows[:limit]]
+        return _page(items, rows, page)
+
+    def tree(self, id: str) -> list[StepRow]:
+        """Return the step and all steps below it, by start; raises `NotFoundError`."""
+        packed = pack_id(id)
+        key = packed if isinstance(packed, str) else bytes(packed)
+        with self._connections.reading() as db:
+            family = relatives(db, f"s.start_ns, s.number, {_LISTED}", [key])
+        if key not in family:
+            raise NotFoundError(f"there is no step {id!r}")
+        rows = below(family[key], children_of(family))
+        return [step_row(row[5:]) for row in sorted(rows, key=itemgetter(3, 4))]
+
+    def thread_steps(self, thread_id: str) -> list[StepRow]:
+        """Return all steps of a thread, by start; an unknown thread has none."""
+        with self._connections.reading() as db:
+            rows = db.execute(
+                f"SELECT {_LISTED} FROM steps s WHERE s.thread_id = ? ORDER BY s.start_ns, s.number", (thread_id,)
+            ).fetchall()
+        return [step_row(row) for row in rows]
+
+    def find(self, id: str) -> Found:
+        """Say what an id names: a thread, or a step, also by 8 or more of its first characters if they are unique."""
+        with self._connections.reading() as db:
+            if db.execute("SELECT 1 FROM steps WHERE id = ?", (pack_id(id),)).fetchone():
+                return Found("step", id)
+            if db.execute("SELECT 1 FROM threads WHERE id = ?", (id,)).fetchone():
+                return Found("thread", id)
+            found = find_by_prefix(db, id) if len(id) >= _MIN_PREFIX else []
+        if not found:
+            raise NotFoundError(f"there is no step or thread {id!r}")
+        if len(found) > 1:
+            raise UsageError(f"{id!r} is the beginning of several step ids, such as {found[0]} and {found[1]}")
+        return Found("step", found[0])
+
+    def records(self, filter: StepFilter | None = None) -> Iterator[bytes]:
+        """Stream records as JSON lines: threads, then steps by start, then scores whose step is unknown."""
+        return export(self._connections, filter)
+
+    def changes(self, after: int | None = None, limit: int = 500) -> tuple[list[StepRow], int]:
+        """Return steps added or updated since a position, in order of change, and the position they lead to."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise UsageError(f"limit must be 1 to {MAX_PAGE}, got {limit}")
+        with self._connections.reading() as db:
+            if after is None:
+                return [], int(db.execute(LAST_POSITION).fetchone()[0])
+            rows = [row for query in _CHANGES for row in db.execute(query, (after, limit))]
+        rows.sort(key=itemgetter(0))
+        del rows[limit:]
+        return [step_row(row[1:]) for row in rows], rows[-1][0] if rows else after
+
+    def stats(self) -> StoreStats:
+        """Count what the store holds; reads all of it."""
+        with self._connections.reading() as db:
+            groups = db.execute(_COUNTS).fetchall()
+            (threads,) = db.execute("SELECT count(*) FROM threads").fetchone()
+            (scores,) = db.execute("SELECT count(*) FROM scores").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            oldest, newest = db.execute(_SPAN).fetchone()
+        by_type: Counter[str] = Counter()
+        by_status: Counter[str] = Counter()
+        for type, status, count in groups:
+            by_type[type or "unknown"] += count
+            by_status[status or "unknown"] += count
+        steps = by_type.total()
+        return StoreStats(steps, threads, scores, dict(by_type), dict(by_status), oldest, newest, self._size(), version)
+
+    def _size(self) -> int:
+        size = 0
+        if self.path is not None:
+            for suffix in ("", "-wal"):
+                with suppress(FileNotFoundError):
+                    size += Path(f"{self.path}{suffix}").stat().st_size
+        return size
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the file, nothing when it is healthy; reads all of it."""
+        try:
+            with self._connections.reading() as db:
+                problems = [line for (line,) in db.execute("PRAGMA quick_check") if line != "ok"]
+                (lost,) = db.execute(
+                    "SELECT count(*) FROM payload WHERE number NOT IN (SELECT number FROM steps)"
+                ).fetchone()
+        except CorruptStoreError as error:
+            return [str(error)]
+        if lost:
+            problems.append(f"{lost} payloads belong to no step")
+        return problems
+
+
+def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:
+    more = len(rows) > len(items)
+    return Page(items, page.next(*rows[len(items) - 1][:2][::-1]) if more else None)
+
+
+def _sums(rows: list[tuple[Any, ...]]) -> tuple[int, int, int]:
+    return len(rows), sum(row[3] == "failed" for row in rows), sum(row[4] or 0 for row in rows)
+
+
+def _places(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
