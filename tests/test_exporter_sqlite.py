@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stepwell.errors import CorruptStoreError, ExportError, RejectedError, StoreError, UsageError
+from stepwell.errors import ClosedError, CorruptStoreError, ExportError, RejectedError, StoreError, UsageError
 from stepwell.exporters import Batch, Exporter, open_exporter
 from stepwell.exporters.sqlite import StoreExporter
 from stepwell.store import AddResult, open_store
@@ -32,8 +32,18 @@ def test_without_a_path_the_file_is_in_the_recorders_folder(tmp_path: Path) -> N
     assert isinstance(exporter, Exporter)
     assert exporter.key == f"sqlite:{tmp_path / 'steps.db'}"
     assert repr(exporter) == f"StoreExporter('sqlite:{tmp_path / 'steps.db'}')"
+    exporter.export(Batch([STEP]))
     assert (tmp_path / "steps.db").exists()
     exporter.close()
+
+
+def test_the_file_is_made_with_the_first_batch_and_not_before(tmp_path: Path) -> None:
+    exporter = StoreExporter.from_url("sqlite:", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    exporter.close()
+    with pytest.raises(ClosedError, match="is closed"):
+        exporter.export(Batch([STEP]))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_key_is_the_same_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ What must stay true:
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from typing import Any, Literal
 
 from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 
+from stepwell._vocabulary import MAX_ID_CHARACTERS, MESSAGE_TYPES, STATUSES, STEP_TYPES, ScoreType, Status, StepType
 from stepwell.errors import UsageError
 
 __all__ = [
@@ -35,30 +36,10 @@ __all__ = [
     "Usage",
     "User",
     "decode_generation",
+    "decode_payload",
     "decode_record",
     "encode_record",
 ]
-
-StepType = Literal[
-    "run",
-    "tool",
-    "llm",
-    "embedding",
-    "retrieval",
-    "rerank",
-    "undefined",
-    "user_message",
-    "assistant_message",
-    "system_message",
-]
-Status = Literal["pending", "success", "failed", "cancelled"]
-ScoreType = Literal["HUMAN", "CODE", "AI"]
-
-STEP_TYPES: Final[frozenset[str]] = frozenset(get_args(StepType))
-MESSAGE_TYPES: Final[frozenset[str]] = frozenset({"user_message", "assistant_message", "system_message"})
-STATUSES: Final[frozenset[str]] = frozenset(get_args(Status))
-
-MAX_ID_CHARACTERS: Final = 256
 
 
 class ErrorInfo(Struct, omit_defaults=True):
@@ -204,7 +185,7 @@ def decode_record(line: bytes | memoryview) -> Record:
     Raises `UsageError` that says what is wrong and where (a JSON path such as `$.start_ns`).
     """
     try:
-        record = _record_decoder.decode(line)
+        record: Record = _record_decoder.decode(line)
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"not a record: {error}") from error
     if not 0 < len(record.id) <= MAX_ID_CHARACTERS:
@@ -214,12 +195,19 @@ def decode_record(line: bytes | memoryview) -> Record:
     return record
 
 
-def decode_generation(payload: Raw | bytes) -> Generation:
-    """Decode a step's generation; raises `UsageError` as `decode_record` does."""
+def decode_generation(payload: Raw | bytes | UnsetType) -> Generation:
+    """Decode a step's generation, an empty one where it is absent; raises `UsageError` as `decode_record` does."""
+    if payload is UNSET:
+        return Generation()
     try:
         return _generation_decoder.decode(payload)
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"not a generation: {error}") from error
+
+
+def decode_payload(payload: Raw | UnsetType) -> Any:
+    """Turn a record's payload into Python objects; None where it is absent, as where it is `null`."""
+    return None if payload is UNSET else json.decode(payload)
 
 
 def encode_record(record: Record) -> bytes:

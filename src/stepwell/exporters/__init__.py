@@ -40,6 +40,7 @@ class Batch:
 
     @cached_property
     def records(self) -> list[Record]:
+        """The frames, decoded. Raises `UsageError` where one is no record."""
         return [decode_record(frame) for frame in self.frames]
 
 
@@ -55,7 +56,9 @@ class Exporter(Protocol):
     delivered to it (without `key` nothing outlives the process); `close() -> None` frees what it holds.
     """
 
-    def export(self, batch: Batch) -> None: ...
+    def export(self, batch: Batch) -> None:
+        """Deliver a batch."""
+        ...
 
 
 ExporterFactory = Callable[[str, "Path | None"], Exporter]
@@ -81,15 +84,18 @@ def open_exporter(url: str, home: Path | None) -> Exporter:
 
 
 def _factory(scheme: str, url: str) -> ExporterFactory:
-    if scheme in _BUILT_IN:
-        module, _, path = _BUILT_IN[scheme].partition(":")
-        target: object = import_module(module)
-        for name in path.split("."):
-            target = getattr(target, name)
-        return cast(ExporterFactory, target)
-    for entry in _entry_points():
-        if entry.name == scheme:
-            return cast(ExporterFactory, entry.load())
+    try:
+        if scheme in _BUILT_IN:
+            module, _, path = _BUILT_IN[scheme].partition(":")
+            target: object = import_module(module)
+            for name in path.split("."):
+                target = getattr(target, name)
+            return cast("ExporterFactory", target)
+        for entry in _entry_points():
+            if entry.name == scheme:
+                return cast("ExporterFactory", entry.load())
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"export={url!r}: its exporter can't be loaded: {error}") from error
     raise UsageError(f"export={url!r}: no exporter for {scheme!r}, there are {', '.join(_schemes())}")
 
 

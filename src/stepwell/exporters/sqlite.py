@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepwell.errors import ExportError, RejectedError, StoreError, UsageError
+from stepwell.errors import ClosedError, ExportError, RejectedError, StoreError, UsageError
 from stepwell.exporters import Batch
 from stepwell.store import Store, open_store
 
@@ -17,9 +17,11 @@ class StoreExporter:
     A store that can't be written now, also a damaged one, means that the batch is sent again: the journal keeps it.
     """
 
-    def __init__(self, store: Store, *, key: str) -> None:
+    def __init__(self, store: Store | None, *, key: str) -> None:
+        """Export into `store`; without one, into the store that `key` is the URL of, opened with the first batch."""
         self.key = key
         self._store = store
+        self._closed = False
 
     @classmethod
     def from_url(cls, url: str, home: Path | None) -> StoreExporter:
@@ -30,20 +32,24 @@ class StoreExporter:
                 raise UsageError(f"export={url!r} names no file, and nothing is kept on disk: expected sqlite:PATH")
             path = str(home / "steps.db")
         key = "sqlite::memory:" if path == ":memory:" else f"sqlite:{Path(path).absolute()}"
-        return cls(open_store(key), key=key)
+        return cls(None, key=key)
 
     def __repr__(self) -> str:
         return f"StoreExporter({self.key!r})"
 
     @property
     def store(self) -> Store:
-        """The store that batches go to, for reading what was exported."""
+        """The store that batches go to, for reading what was exported. Raises `StoreError`, `ClosedError`."""
+        if self._store is None:
+            if self._closed:
+                raise ClosedError(f"{self!r} is closed")
+            self._store = open_store(self.key)
         return self._store
 
     def export(self, batch: Batch) -> None:
         """Add a batch; raises `RejectedError` for the records the store refuses, `ExportError` to be called again."""
         try:
-            result = self._store.add(batch.frames)
+            result = self.store.add(batch.frames)
         except StoreError as error:
             raise ExportError(str(error)) from error
         if result.rejected:
@@ -52,4 +58,6 @@ class StoreExporter:
 
     def close(self) -> None:
         """Close the store; closing again does nothing."""
-        self._store.close()
+        self._closed = True
+        if self._store is not None:
+            self._store.close()

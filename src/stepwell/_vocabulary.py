@@ -1,0 +1,28 @@
+"""The words a record may use, apart from the records: recording needs them, and not the codec, when it is imported."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+__all__ = ["MAX_ID_CHARACTERS", "MESSAGE_TYPES", "STATUSES", "STEP_TYPES", "ScoreType", "Status", "StepType"]
+
+StepType = Literal[
+    "run",
+    "tool",
+    "llm",
+    "embedding",
+    "retrieval",
+    "rerank",
+    "undefined",
+    "user_message",
+    "assistant_message",
+    "system_message",
+]
+Status = Literal["pending", "success", "failed", "cancelled"]
+ScoreType = Literal["HUMAN", "CODE", "AI"]
+
+STEP_TYPES: Final[frozenset[str]] = frozenset(get_args(StepType))
+MESSAGE_TYPES: Final[frozenset[str]] = frozenset({"user_message", "assistant_message", "system_message"})
+STATUSES: Final[frozenset[str]] = frozenset(get_args(Status))
+
+MAX_ID_CHARACTERS: Final = 256

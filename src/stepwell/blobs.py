@@ -1,0 +1,87 @@
+"""Attachments: files named by the SHA-256 of their bytes, each stored once.
+
+What must stay true: a blob appears under its name only when it is whole; what a caller attached is read at once, so a
+file changed later does not change the record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from stepwell.errors import NotFoundError, UsageError
+
+__all__ = ["BlobStore"]
+
+_CHUNK: Final = 1024 * 1024
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class BlobStore:
+    """A folder of content-addressed files: `ab/ab12...`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, data: bytes) -> str:
+        """Store bytes; return their SHA-256 as 64 hex digits. Raises `OSError` where the folder can't be written."""
+        digest = hashlib.sha256(data).hexdigest()
+        target = self._target(digest)
+        if not target.exists():
+            with self._incoming() as file:
+                file.write(data)
+                self._keep(file, target)
+        return digest
+
+    def put_file(self, source: Path, *, max_bytes: int) -> tuple[str, int]:
+        """Store a copy of a file; return SHA-256 and size in bytes.
+
+        Raises `OSError` where it can't be read or stored, `UsageError` where it is larger than `max_bytes` or no
+        regular file (opening a pipe would wait for its writer).
+        """
+        if source.exists() and not source.is_file():
+            raise UsageError(f"{str(source)!r} is not a file")
+        digest, size = hashlib.sha256(), 0
+        with source.open("rb") as original, self._incoming() as file:
+            while chunk := original.read(_CHUNK):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise UsageError(f"{str(source)!r} is larger than {max_bytes} bytes")
+                digest.update(chunk)
+                file.write(chunk)
+            self._keep(file, self._target(digest.hexdigest()))
+        return digest.hexdigest(), size
+
+    def path(self, sha256: str) -> Path:
+        """Return where a blob is. Raises `UsageError` for what is no SHA-256, `NotFoundError` for one not here."""
+        if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+            raise UsageError(f"{sha256!r} is not a SHA-256 in 64 lower-case hex digits")
+        target = self._target(sha256)
+        if not target.is_file():
+            raise NotFoundError(f"no blob {sha256}")
+        return target
+
+    def _target(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest
+
+    @contextlib.contextmanager
+    def _incoming(self) -> Generator[BinaryIO]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / f".incoming-{os.urandom(8).hex()}"
+        try:
+            with open(path, "xb", opener=_private) as file:  # Path.open takes no opener
+                yield file
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _keep(self, file: BinaryIO, target: Path) -> None:
+        file.flush()
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        Path(file.name).replace(target)
