@@ -1,1 +1,53 @@
 """stepwell: a flight recorder for LLM applications."""
+
+from stepwell._config import Stats, configure, flush, shutdown, stats
+from stepwell._context import current_run, current_step, current_thread
+from stepwell._details import attach
+from stepwell._propagation import bind, extract, inject
+from stepwell._recording import (
+    assistant_message,
+    embedding,
+    llm,
+    rerank,
+    retrieval,
+    run,
+    start,
+    step,
+    system_message,
+    tool,
+    user_message,
+)
+from stepwell._scoring import feedback, score
+from stepwell._step import Step
+from stepwell._thread import Thread, thread
+
+__all__ = [
+    "Stats",
+    "Step",
+    "Thread",
+    "assistant_message",
+    "attach",
+    "bind",
+    "configure",
+    "current_run",
+    "current_step",
+    "current_thread",
+    "embedding",
+    "extract",
+    "feedback",
+    "flush",
+    "inject",
+    "llm",
+    "rerank",
+    "retrieval",
+    "run",
+    "score",
+    "shutdown",
+    "start",
+    "stats",
+    "step",
+    "system_message",
+    "thread",
+    "tool",
+    "user_message",
+]

@@ -1,0 +1,296 @@
+"""configure, flush, shutdown, stats: the one place that wires recorder, journal, shippers and exporters together.
+
+What must stay true:
+
+1. Nothing starts, no thread, no file, before the first record.
+2. Configuring again flushes and closes the old exporters; no record falls between the two.
+3. Exit takes no longer than `exit_timeout`; what is not delivered by then stays in the journal, and what is recorded
+   later still goes there.
+4. A forked child starts over with a journal of its own; what its parent recorded stays the parent's.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from stepwell._capture import Capture, Redactor
+from stepwell._recorder import RECORDER, log
+from stepwell._settings import UNSET, Settings, resolve
+from stepwell.blobs import BlobStore
+
+if TYPE_CHECKING:  # loaded with the first record
+    from stepwell._pipeline import Pipeline
+    from stepwell._shipper import ExporterStats
+    from stepwell.exporters import Exporter
+
+__all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
+
+SDK: Final = "stepwell-python/0.1.0"
+FORK_WAIT_S: Final = 1.0
+
+
+class Stats(NamedTuple):
+    """What became of what was recorded.
+
+    `recorded` counts the records of this process since it was configured, `exporters` has a ledger for each, `faults`
+    counts internal failures by where they happened, `dropped` what was recorded after `shutdown`. `journal` is the
+    session's folder, None while nothing was recorded or where it is kept in memory.
+    """
+
+    recorded: int
+    exporters: dict[str, ExporterStats]
+    faults: dict[str, int]
+    dropped: dict[str, int]
+    torn: int
+    journal: str | None
+
+
+class _State:
+    """All that is global, in one place."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.settings: Settings | None = None
+        self.exporters: list[Exporter] | None = None
+        self.pipeline: Pipeline | None = None
+        self.after_shutdown = 0
+        self.registered = False
+        self.starting = False
+        self.early: list[bytes] = []  # recorded by a finaliser or signal handler while the first record is being made
+        self.forking: set[int] = set()  # threads that hold the lock while they fork
+        self.closing = 0  # pipelines that still deliver: the next one journals meanwhile, and ships after them
+
+
+_state = _State()
+
+
+def configure(
+    *,
+    export: str | Exporter | Sequence[str | Exporter] = UNSET,
+    home: str | Path | None = UNSET,
+    service: str | None = UNSET,
+    environment: str | None = UNSET,
+    release: str | None = UNSET,
+    sample: float = UNSET,
+    strict: bool = UNSET,
+    capture_input: bool = UNSET,
+    capture_output: bool = UNSET,
+    redact: Sequence[Redactor] = UNSET,
+    max_field_bytes: int = UNSET,
+    max_journal_bytes: int = UNSET,
+    exit_timeout: float = UNSET,
+    enabled: bool = UNSET,
+) -> None:
+    """Say where steps go and what is captured; every setting is also an environment variable, `STEPWELL_` + its name.
+
+    May be called again: what is recorded by then goes to the old exporters, which are flushed and closed, then the new
+    ones stand. Raises `UsageError` that names the setting and the value; the old configuration then stays.
+    """
+    arguments = dict(locals())
+    settings = resolve(arguments, os.environ)
+    with _state.lock:
+        exporters = _open_exporters(settings)
+        old, _state.pipeline = _state.pipeline, None
+        _state.settings, _state.exporters = settings, exporters
+        _apply(settings)
+        RECORDER.append = _first_append
+        _state.closing += old is not None
+    if old is not None:
+        _replace(old, settings.exit_timeout)
+
+
+def _replace(old: Pipeline, timeout: float) -> None:
+    """Close a pipeline without the lock, so that nobody who records waits; only then may its successor ship."""
+    try:
+        old.close(time.monotonic() + timeout, _forward)
+    finally:
+        with _state.lock:
+            _state.closing -= 1
+            if _state.pipeline is not None and not _state.closing:
+                _state.pipeline.start()
+
+
+def _open_exporters(settings: Settings) -> list[Exporter]:
+    from stepwell.exporters import open_exporter  # with the record codec, which recording does not need
+
+    return [open_exporter(item, settings.home) if isinstance(item, str) else item for item in settings.export]
+
+
+def _apply(settings: Settings) -> None:
+    """Set the recorder up."""
+    recorder = RECORDER
+    recorder.use_capture(Capture(max_field_bytes=settings.max_field_bytes, redact=settings.redact))
+    recorder.enabled, recorder.strict, recorder.ready = settings.enabled, settings.strict, True
+    recorder.capture_input, recorder.capture_output = settings.capture_input, settings.capture_output
+    recorder.sample_bound = round(settings.sample * (1 << 56))
+    recorder.blobs = None if settings.home is None else BlobStore(settings.home.absolute() / "blobs")
+    given = {"environment": settings.environment, "release": settings.release, "service": settings.service, "sdk": SDK}
+    texts = [b',"%b":%b' % (name.encode(), recorder.text(value)) for name, value in given.items() if value is not None]
+    recorder.tail = b"".join(texts) + b"}"
+    place = b"" if settings.environment is None else b',"environment":' + recorder.text(settings.environment)
+    recorder.thread_tail = place + b"}"
+
+
+def _first_append(frame: bytes) -> None:
+    """Start journal and shippers, with the first record."""
+    with _state.lock:
+        if _state.starting:
+            _state.early.append(frame)
+            return
+        if RECORDER.append is _first_append:
+            _state.starting = True
+            try:
+                _start()
+            finally:
+                _state.starting = False
+    RECORDER.append(frame)
+    while _state.early:
+        RECORDER.append(_state.early.pop(0))
+
+
+def _settle() -> Settings:
+    """Take the settings of the environment, where nobody has configured anything by the first step."""
+    with _state.lock:
+        if _state.settings is None:
+            _state.settings = resolve(
+                {}, os.environ, forgive=lambda error: log.error("stepwell ignores a setting: %s", error)
+            )
+            _apply(_state.settings)
+        return _state.settings
+
+
+def _start() -> None:
+    settings = _settle()
+    if _state.exporters is None:
+        try:
+            _state.exporters = _open_exporters(settings)
+        except Exception as error:  # noqa: BLE001 - nobody called us: the program goes on, the journal keeps the steps
+            RECORDER.fault("open an exporter", error)
+            _state.exporters = []
+    _state.pipeline = _make_pipeline(settings, _state.exporters)
+    RECORDER.append = _state.pipeline.journal.append
+    if not _state.closing:
+        _state.pipeline.start()
+    if not _state.registered:
+        _state.registered = True
+        atexit.register(_at_exit)
+
+
+def _make_pipeline(settings: Settings, exporters: Sequence[Exporter]) -> Pipeline:
+    from stepwell._pipeline import Pipeline  # a third of the time of `import stepwell`, and not needed before
+
+    return Pipeline(settings, exporters, RECORDER)
+
+
+def _forward(frame: bytes) -> None:
+    """Append for a thread that held on to a closed journal."""
+    RECORDER.append(frame)
+
+
+def _drop(_: bytes) -> None:
+    _state.after_shutdown += 1
+
+
+def flush(timeout: float = 5.0) -> bool:
+    """Wait until all that was recorded is delivered, refused or dropped, at most `timeout` seconds; say if it is."""
+    pipeline = _state.pipeline
+    return True if pipeline is None else pipeline.flush(time.monotonic() + timeout)
+
+
+def shutdown(timeout: float = 5.0) -> bool:
+    """Flush, close the exporters, and record nothing more until `configure` is called; say if all was delivered.
+
+    What is not delivered in `timeout` seconds stays in the journal for the next process or `stepwell ship`.
+    """
+    with _state.lock:
+        pipeline, _state.pipeline = _state.pipeline, None
+        RECORDER.append = _drop
+        RECORDER.enabled = False
+    return True if pipeline is None else pipeline.close(time.monotonic() + timeout, _forward)
+
+
+def stats() -> Stats:
+    """Return the ledger: recorded = delivered + waiting + rejected + dropped, for each exporter."""
+    pipeline = _state.pipeline
+    dropped = {"after_shutdown": _state.after_shutdown} if _state.after_shutdown else {}
+    faults = dict(RECORDER.faults)
+    if pipeline is None:
+        return Stats(0, {}, faults, dropped, 0, None)
+    session = pipeline.journal.session
+    return Stats(
+        pipeline.journal.appended,
+        {shipper.name: shipper.stats() for shipper in pipeline.shippers},
+        faults,
+        dropped,
+        pipeline.torn,
+        None if session is None else str(session),
+    )
+
+
+def _at_exit() -> None:
+    with _state.lock:
+        pipeline, settings = _state.pipeline, _state.settings
+        if pipeline is None or settings is None:
+            return
+        _state.pipeline = None
+        RECORDER.append = _late_append
+    pipeline.close(time.monotonic() + settings.exit_timeout, _forward)
+
+
+def _late_append(frame: bytes) -> None:
+    """Journal what is recorded while the interpreter goes down; the next process delivers it."""
+    with _state.lock:
+        if RECORDER.append is _late_append and _state.settings is not None:
+            late = _make_pipeline(_state.settings, _state.exporters or [])
+            RECORDER.append = late.journal.append_or_drop
+    RECORDER.append(frame)
+
+
+def _before_fork() -> None:
+    """Let a start in another thread finish: the child would inherit it half done, and Python's import locks held."""
+    if _state.lock.acquire(timeout=FORK_WAIT_S):
+        _state.forking.add(threading.get_ident())
+
+
+def _after_fork() -> None:
+    thread = threading.get_ident()
+    if thread in _state.forking:
+        _state.forking.discard(thread)
+        _state.lock.release()
+
+
+def _in_child() -> None:
+    """Start over after a fork. The exporters that came from URLs are opened anew, the others are the program's."""
+    pipeline, _state.pipeline = _state.pipeline, None
+    _state.lock = threading.RLock()
+    _state.starting, _state.closing = False, 0
+    _state.early.clear()
+    _state.forking.clear()
+    RECORDER.after_fork()
+    if pipeline is not None:
+        pipeline.abandon()
+        _state.exporters = None
+        RECORDER.append = _first_append
+
+
+def reset() -> None:
+    """Shut down and forget every setting, as in a new process."""
+    shutdown()
+    with _state.lock:
+        _state.settings = _state.exporters = None
+        _state.after_shutdown = 0
+        _apply(Settings())
+        RECORDER.ready = False
+        RECORDER.faults.clear()
+        RECORDER.append = _first_append
+
+
+RECORDER.append = _first_append
+RECORDER.settle = _settle
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

@@ -1,0 +1,56 @@
+"""Current step and thread, in OpenTelemetry's context and nowhere else.
+
+A step that is open is the current span, under OpenTelemetry's own key. Under `STEP_KEY` it stands once more, so that a
+span of another library opened inside it, which takes over the span's key, does not hide run and thread from the steps
+below. `THREAD_KEY` holds the thread, `RUN_KEY` the id of a root run in another process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from opentelemetry.context import Context, attach, create_key, get_current
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+
+if TYPE_CHECKING:  # the modules above this one
+    from stepwell._step import Step
+    from stepwell._thread import Thread
+
+__all__ = [
+    "SPAN_KEY",
+    "STEP_KEY",
+    "THREAD_KEY",
+    "Context",
+    "attach",
+    "current_run",
+    "current_step",
+    "current_thread",
+    "get_current",
+]
+
+# OpenTelemetry keeps the key private; what it puts into an empty context tells it.
+SPAN_KEY: Final[str] = next(iter(set_span_in_context(INVALID_SPAN, Context())))
+STEP_KEY: Final[str] = create_key("stepwell-step")
+THREAD_KEY: Final[str] = create_key("stepwell-thread")
+RUN_KEY: Final[str] = create_key("stepwell-run")
+
+
+def current_step() -> Step | None:
+    """Return the innermost open step around the caller, None outside of any."""
+    return cast("Step | None", get_current().get(STEP_KEY))
+
+
+def current_thread() -> Thread | None:
+    """Return the thread the caller's steps belong to, None outside of any."""
+    context = get_current()
+    step = cast("Step | None", context.get(STEP_KEY))
+    thread = step.thread if step is not None else None
+    return thread if thread is not None else cast("Thread | None", context.get(THREAD_KEY))
+
+
+def current_run() -> Step | None:
+    """Return the outermost run around the caller, None outside of any."""
+    step = current_step()
+    while step is not None and step.id != step.root_run_id:
+        step = step.enclosing
+    return step

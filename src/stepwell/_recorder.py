@@ -1,0 +1,199 @@
+"""The recorder: what all steps share, and the one door through which internal failures go.
+
+What must stay true:
+
+1. There is one recorder, `RECORDER`, whose identity never changes: decorators applied before `configure()` use it.
+   `_config` fills it and nobody else.
+2. Nothing raised inside stepwell reaches the program: it goes to `fault`, which counts it and logs it at most once a
+   minute a reason. Only wrong use raises, and where it depends on values at run time, only with `strict`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from stepwell._capture import Capture
+from stepwell._checks import shown
+from stepwell._vocabulary import STEP_TYPES
+from stepwell.errors import UsageError
+
+if TYPE_CHECKING:  # the modules above this one
+    from stepwell._step import Step
+    from stepwell.blobs import BlobStore
+
+__all__ = ["RECORDER", "Recorder", "log"]
+
+log: Final = logging.getLogger("stepwell")
+log.addHandler(logging.NullHandler())  # else Python prints warnings on a program's stderr that set up no logging
+
+CLOCK_SET_NS: Final = 100_000_000  # a jump of the wall clock by more is somebody setting it
+LOG_EVERY_S: Final = 60.0
+MAX_CALL_SITES: Final = 1000  # remembered as warned about; beyond that, warnings of new ones are only counted
+_SAMPLE_ALL: Final = 1 << 56
+_PACKAGE: Final = str(Path(__file__).parent) + os.sep
+
+
+def _nothing() -> None:
+    pass
+
+
+class Ids:
+    """Random ids (DESIGN section 1, idea 4), of a source of random bits such as `random.Random().getrandbits`."""
+
+    _MANY: Final = 256  # made at once: one by one, an id costs four times as much
+
+    def __init__(self, random_bits: Callable[[int], int]) -> None:
+        self.random_bits = random_bits
+        self._ready: list[str] = []
+        ones = (1 << 64 * self._MANY) // 0xFFFFFFFFFFFFFFFF  # a 1 at the foot of every 64 bits
+        self._keep, self._set = ones * 0x3FFFFFFFFFFFFFFF, ones << 63
+
+    def span_id(self) -> str:
+        """Return a span id as the last two groups of a UUID: the bits 10, then 62 random ones."""
+        try:
+            return self._ready.pop()
+        except IndexError:
+            bits = self.random_bits(64 * self._MANY) & self._keep | self._set
+            digits = f"{bits:0{16 * self._MANY}x}"
+            self._ready += [f"{digits[at : at + 4]}-{digits[at + 4 : at + 16]}" for at in range(0, len(digits), 16)]
+            return self.span_id()
+
+    def uuid(self, wall_ns: int) -> str:
+        """Return a UUIDv7: 48 bits of milliseconds, the rest random but for version and variant (RFC 9562, 5.7)."""
+        digits = "%012x7%03x" % (wall_ns // 1_000_000 & 0xFFFFFFFFFFFF, self.random_bits(12))  # noqa: UP031 - faster
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:]}-{self.span_id()}"
+
+
+def _random_ids() -> Ids:
+    # A generator of our own: a program that seeds the shared one must not get the same ids twice.
+    return Ids(random.Random(os.urandom(16)).getrandbits)  # noqa: S311 - ids are no secrets
+
+
+class Recorder:
+    """Settings, capture, clock, ids and journal of all steps. Fields are read on every step: no properties."""
+
+    def __init__(self) -> None:
+        self.ready = False  # whether the settings stand; `settle` makes them, with the first step
+        self.settle: Callable[[], object] = _nothing
+        self.enabled = True
+        self.strict = False
+        self.sample_bound = _SAMPLE_ALL  # a trace is kept when the low 56 bits of its id are below
+        self.capture_input = True
+        self.capture_output = True
+        self.blobs: BlobStore | None = None
+        self.tail = self.thread_tail = b"}"  # what every step's, and every thread's, record ends with
+        self.append: Callable[[bytes], None] = lambda _: None
+        self.wall_ns: Callable[[], int] = time.time_ns
+        self.monotonic_ns: Callable[[], int] = time.perf_counter_ns
+        self._offset = 0
+        self.use_ids(_random_ids())
+        self.open_steps: dict[str, Step] = {}
+        self.faults: Counter[str] = Counter()
+        self._logged: dict[str, float] = {}
+        self._warned: set[tuple[str, int, str]] = set()
+        self.use_capture(Capture())
+
+    def use_capture(self, capture: Capture) -> None:
+        """Set how values become JSON."""
+        self.capture = capture
+        self.encode = capture.encode
+        self.text = capture.text
+
+        @lru_cache(maxsize=4096)
+        def label(type_: str, name: str) -> str:
+            if type_ not in STEP_TYPES:
+                raise UsageError(f"type must be one of {', '.join(sorted(STEP_TYPES))}, got {shown(type_)}")
+            return f',"type":"{type_}","name":{capture.text(name).decode()},"start_ns":'
+
+        self.label = label
+        self.word = lru_cache(maxsize=4096)(capture.text)  # for names that come again and again
+
+    def is_on(self) -> bool:
+        """Say whether anything is recorded, settling the settings first."""
+        if not self.ready:
+            self.settle()
+        return self.enabled
+
+    def clock_offset(self, now: int) -> int:
+        """Return the wall clock less the monotonic one, read as `now`: the same for all traces until the clock is set.
+
+        Between the two readings the thread may lose the interpreter to others; an offset of its own would shift that
+        trace, and order it behind the next one.
+        """
+        offset = self.wall_ns() - now
+        if abs(offset - self._offset) > CLOCK_SET_NS + self.monotonic_ns() - now:
+            self._offset = offset
+        return self._offset
+
+    def sampled(self, trace_id: str) -> bool:
+        """Decide on a trace (32 hex digits), alike in every process that sees its id."""
+        return self.sample_bound > _SAMPLE_ALL - 1 or int(trace_id[18:], 16) < self.sample_bound
+
+    def after_fork(self) -> None:
+        """Forget what is the parent's: its open steps, and the state of its random numbers."""
+        self.use_ids(_random_ids())
+        self.open_steps = {}
+
+    def new_id(self) -> str:
+        """Make an id for what is not a step: a UUIDv7."""
+        return self.ids.uuid(self.wall_ns())
+
+    def use_ids(self, ids: Ids) -> None:
+        """Set where random ids come from."""
+        self.ids = ids
+        self.span_id = ids.span_id
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Count an internal failure and log it, at most once a minute a reason."""
+        reason = f"{where}: {type(error).__name__}"
+        self.faults[where] += 1
+        now = time.monotonic()
+        if now - self._logged.get(reason, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._logged[reason] = now
+            log.warning(
+                "stepwell could not %s: %s", where, _describe(error), exc_info=error if where in _BUGS else None
+            )
+
+    def warn(self, message: str) -> None:
+        """Log a hint once for each line of user code it concerns."""
+        site = call_site()
+        if (*site, message) not in self._warned and len(self._warned) < MAX_CALL_SITES:
+            self._warned.add((*site, message))
+            log.warning("%s (%s:%d)", message, *site)
+
+    def misuse(self, message: str) -> None:
+        """Raise `UsageError` when strict, else log it once for the call site."""
+        if self.strict:
+            raise UsageError(message)
+        self.faults["misuse"] += 1
+        self.warn(message)
+
+
+_BUGS: Final = frozenset({"record a step", "finish a step", "record a thread"})
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an exception of the user's whose __str__ raises
+        return type(error).__name__
+
+
+def call_site() -> tuple[str, int]:
+    """Return file and line of the innermost caller outside this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+RECORDER: Final = Recorder()

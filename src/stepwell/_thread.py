@@ -1,0 +1,213 @@
+"""Thread: a conversation, the steps recorded inside its block.
+
+What must stay true: a thread's record is written when its block is entered, so that its steps have somewhere to belong,
+and once more when the block is left if what it says has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+from stepwell._checks import MAX_TAGS, checked_id, checked_name, checked_tags, shown
+from stepwell._context import THREAD_KEY, Context, attach, get_current
+from stepwell._recorder import RECORDER, Recorder
+from stepwell.errors import UsageError
+
+__all__ = ["MAX_TAGS", "Thread", "ThreadBlock", "checked_tags", "in_thread", "thread"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Thread:
+    """An open conversation. `tags` and `metadata` may be changed while the block is open."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        id: str | None = None,
+        *,
+        name: str | None = None,
+        user: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._recorder = recorder
+        self.id = recorder.new_id() if id is None else id
+        self.name = name
+        self.user = user
+        self.tags = list(tags)
+        self.metadata = _dict_of(recorder, metadata)
+        self.created_ns = recorder.wall_ns()
+        self._written = b""
+        self._previous: Context | None = None  # from before its block
+        self._open = False
+        text = recorder.text
+        self.scope = f',"thread_id":{text(self.id).decode()}'
+        if user is not None:
+            self.scope += f',"user":{text(user).decode()}'
+
+    def write(self) -> None:
+        """Append the thread's record to the journal, unless it says what it said before."""
+        recorder = self._recorder
+        try:
+            record = self._record()
+            if record != self._written:
+                self._written = record
+                recorder.append(record)
+        except Exception as error:  # noqa: BLE001 - the containment door
+            recorder.fault("record a thread", error)
+
+    def enter(self) -> None:
+        """Make the thread current and write its record. Internal."""
+        if self._recorder.is_on():
+            self._previous, self._open = get_current(), True
+            attach(Context({**self._previous, THREAD_KEY: self}))
+            self.write()
+
+    def leave(self) -> None:
+        """Put back the context from before, where the thread is still current, and write what has changed. Internal."""
+        if self._open and self._previous is not None:
+            self._open = False
+            if get_current().get(THREAD_KEY) is self:
+                attach(_of_open_thread(self._previous))
+            self.write()
+
+    def _record(self) -> bytes:
+        text, encode = self._recorder.text, self._recorder.encode
+        parts = [b'{"kind":"thread","id":', text(self.id)]
+        if self.name is not None:
+            parts += (b',"name":', text(self.name))
+        if self.user is not None:
+            parts += (b',"user":{"identifier":', text(self.user), b"}")
+        if self.tags:
+            parts += (b',"tags":[', b",".join(text(tag) for tag in self.tags[:MAX_TAGS]), b"]")
+        if self.metadata:
+            parts += (b',"metadata":', encode(self.metadata))
+        parts += (b',"created_ns":%d' % self.created_ns, self._recorder.thread_tail)
+        return b"".join(parts)
+
+
+def _dict_of(recorder: Recorder, metadata: object) -> dict[str, Any]:
+    try:
+        return {} if metadata is None else dict(cast("Mapping[str, Any]", metadata))
+    except Exception:  # noqa: BLE001 - it is no mapping, or one that raises
+        recorder.misuse(f"the metadata of a thread must be a dict, got {shown(metadata)}")
+        return {}
+
+
+class ThreadBlock:
+    """A thread to enter: a decorator, and a context manager, sync and async, that gives the `Thread`."""
+
+    def __init__(self, id: str | None, options: Mapping[str, Any]) -> None:
+        self._id = id
+        self._options = options
+        self._entered: list[Thread] = []  # more than one when the same object is entered again before it is left
+
+    def _open(self) -> Thread:
+        thread = Thread(RECORDER, self._id, **self._options)
+        thread.enter()
+        return thread
+
+    def __enter__(self) -> Thread:
+        thread = self._open()
+        self._entered.append(thread)
+        return thread
+
+    def __exit__(self, *_: object) -> None:
+        # Other tasks may be in the block too: the one to leave is the caller's own.
+        current = get_current().get(THREAD_KEY)
+        mine = [thread for thread in self._entered if thread is current] or self._entered[-1:]
+        self._entered.remove(mine[0])
+        mine[0].leave()
+
+    async def __aenter__(self) -> Thread:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()
+
+    def __call__(self, function: F) -> F:
+        """Decorate a function: every call runs in the thread, or in a new one where no id was given."""
+        target: Any = function
+        if isinstance(target, classmethod):
+            return cast("F", classmethod(self(cast("Any", target).__func__)))
+        if isinstance(target, staticmethod):
+            return cast("F", staticmethod(self(cast("Any", target).__func__)))
+        if not callable(target):
+            raise UsageError(f"only a function can be decorated, got {shown(target)}")
+        method: Any = getattr(target, "__call__", None)  # noqa: B004 - the method itself is asked for
+        is_async = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(method)
+        wrapper = self._awaiting(target) if is_async else self._calling(target)
+        return cast("F", functools.update_wrapper(wrapper, target))
+
+    def _calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            thread = self._open()
+            try:
+                return function(*args, **kwargs)
+            except BaseException as error:
+                # Our own frame is the traceback's first. Not by assignment: an exception may refuse it.
+                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+                raise
+            finally:
+                thread.leave()
+
+        return wrapper
+
+    def _awaiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            thread = self._open()
+            try:
+                return await function(*args, **kwargs)
+            except BaseException as error:
+                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+                raise
+            finally:
+                thread.leave()
+
+        return wrapper
+
+
+def _of_open_thread(context: Context) -> Context:
+    """Return the context, or if its thread's block was left before the one inside, that from before it."""
+    thread = context.get(THREAD_KEY)
+    while isinstance(thread, Thread) and thread._previous is not None and not thread._open:
+        context = thread._previous
+        thread = context.get(THREAD_KEY)
+    return context
+
+
+@contextmanager
+def in_thread(thread: Thread) -> Generator[Thread]:
+    """Make a thread current for a block."""
+    thread.enter()
+    try:
+        yield thread
+    finally:
+        thread.leave()
+
+
+def thread(
+    id: str | None = None,
+    *,
+    name: str | None = None,
+    user: str | None = None,
+    tags: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> ThreadBlock:
+    """Enter a conversation: the steps inside belong to it. Without `id` a new UUID is made.
+
+    `user` is the application's own name for the user. Raises `UsageError` for a wrong id, user or tag.
+    """
+    if id is not None:
+        checked_id(id, "thread id")
+    if user is not None:
+        checked_id(user, "user")
+    if name is not None:
+        checked_name(name, "thread")
+    options = {"name": name, "user": user, "tags": checked_tags(tags), "metadata": metadata}
+    return ThreadBlock(id, options)

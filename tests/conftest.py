@@ -1,0 +1,47 @@
+"""What holds for every test: a recorder as in a new process, an empty environment, and no thread of ours left over."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+from opentelemetry.context import Context, attach
+
+from stepwell import _config
+from stepwell._recorder import RECORDER
+from stepwell.testing import Captured
+from stepwell.testing.plugin import stepwell_capture as _stepwell_capture
+
+settings.register_profile("stepwell", deadline=None, print_blob=True)
+settings.load_profile("stepwell")
+
+stepwell_capture = _stepwell_capture  # pytest finds it here where the plug-in is not installed
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("STEPWELL_", "OTEL_")):
+            monkeypatch.delenv(name)
+    _forget()
+    before = {thread.ident for thread in threading.enumerate()}
+    yield
+    _forget()
+    left = [thread.name for thread in threading.enumerate() if thread.ident not in before]
+    assert not [name for name in left if name.startswith("stepwell")], left
+
+
+def _forget() -> None:
+    _config.reset()
+    RECORDER._warned.clear()
+    RECORDER._logged.clear()
+    RECORDER.open_steps.clear()
+    attach(Context())
+
+
+@pytest.fixture
+def captured(stepwell_capture: Captured) -> Captured:
+    return stepwell_capture
