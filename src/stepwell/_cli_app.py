@@ -1,0 +1,236 @@
+"""The commands of the command line and their options; what they do is in the modules next to this one.
+
+Help is plain text, without rich: it is there in half the time, and the same everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepwell._cli_output import Output
+from stepwell._cli_source import find_source
+from stepwell.errors import UsageError
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="stepwell",
+    help="Look at, move and care for what stepwell recorded.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Home = Annotated[
+    Path | None, typer.Option(help="The home folder: $STEPWELL_HOME, else .stepwell here.", show_default=False)
+]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="Read this store alone, such as sqlite:PATH.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.", show_default=False)]
+Type = Annotated[
+    list[str] | None, typer.Option("--type", help="Keep steps of this type; may be repeated.", show_default=False)
+]
+Name = Annotated[str | None, typer.Option(help="Keep those with exactly this name.", show_default=False)]
+Tag = Annotated[list[str] | None, typer.Option(help="Keep those with this tag; may be repeated.", show_default=False)]
+Status = Annotated[
+    str | None, typer.Option(help="Keep pending, success, failed or cancelled steps.", show_default=False)
+]
+Model = Annotated[str | None, typer.Option(help="Keep steps of this model.", show_default=False)]
+Thread = Annotated[str | None, typer.Option(help="Keep steps of the thread with this id.", show_default=False)]
+Since = Annotated[
+    str | None, typer.Option(help="Keep those since 30m, 2h or 7d ago, or an ISO date or time.", show_default=False)
+]
+
+
+@app.callback(invoke_without_command=True)
+def _stepwell(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
+) -> None:
+    if version:
+        from stepwell._config import SDK  # loaded already, but nobody's business above
+
+        Output().text(SDK.partition("/")[2])
+    elif context.invoked_subcommand is None:
+        Output().text(context.get_help())
+
+
+@app.command()
+def demo(home: Home = None) -> int:
+    """Record a small agent at work, without a network, and draw what it did."""
+    from stepwell._cli_demo import show_demo
+
+    return show_demo(find_source(home, None), Output())
+
+
+@app.command("ls")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="runs|steps|threads", show_default=False)] = "runs",
+    *,
+    type: Type = None,
+    name: Name = None,
+    tag: Tag = None,
+    status: Status = None,
+    model: Model = None,
+    thread: Thread = None,
+    since: Since = None,
+    limit: Annotated[str, typer.Option(metavar="N", help="How many, 1 to 1000.")] = "50",
+    cursor: Annotated[
+        str | None, typer.Option(help="Go on where a list ended: what it said.", show_default=False)
+    ] = None,
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """List runs, steps or threads, the newest first."""
+    from stepwell._cli_list import LISTS, list_rows
+
+    if what not in LISTS:
+        raise UsageError(f"can't list {what!r}, only {', '.join(LISTS)}")
+    filters = _given(type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since)
+    count = _count("--limit", limit)
+    with find_source(home, store).reading() as opened:
+        list_rows(opened, what, filters, {"limit": count, "cursor": cursor}, Output(as_json=json))
+
+
+@app.command()
+def show(
+    id: Annotated[str, typer.Argument(help="A thread, run or step; of a step 8 or more characters are enough.")],
+    *,
+    full: Annotated[
+        bool | None, typer.Option("--full/--tree", help="A step in full, or as a tree.", show_default=False)
+    ] = None,
+    limit: Annotated[str, typer.Option(metavar="N", help="How many steps of a tree to draw.")] = "1000",
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """Show a thread or run as a tree, a step in full."""
+    from stepwell._cli_list import show as show_
+
+    count = _count("--limit", limit)
+    with find_source(home, store).reading() as opened:
+        show_(opened, id, Output(as_json=json), full=full, max_lines=count)
+
+
+@app.command()
+def tail(
+    *,
+    for_: Annotated[
+        str | None,
+        typer.Option("--for", metavar="SECONDS", help="End after this many seconds.", show_default=False),
+    ] = None,
+    until_idle: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS", help="End when nothing came for this many seconds.", show_default=False),
+    ] = None,
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """Follow what is being recorded, until Ctrl-C."""
+    from stepwell._cli_tail import tail as tail_
+
+    for_s = None if for_ is None else _seconds("--for", for_)
+    until_idle_s = None if until_idle is None else _seconds("--until-idle", until_idle)
+    tail_(find_source(home, store), Output(as_json=json), for_s=for_s, until_idle_s=until_idle_s)
+
+
+@app.command("export")
+def export_(
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write this file, not stdout.", show_default=False)
+    ] = None,
+    type: Type = None,
+    name: Name = None,
+    tag: Tag = None,
+    status: Status = None,
+    model: Model = None,
+    thread: Thread = None,
+    since: Since = None,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """Write records as JSON lines: all, or the steps that the filters keep and their threads."""
+    from stepwell._cli_list import filter_of
+    from stepwell._cli_move import export_records
+
+    filters = _given(type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since)
+    kept = filter_of(filters) if filters else None
+    with find_source(home, store).reading() as opened:
+        export_records(opened, kept, output, Output(as_json=True))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSON lines, as export writes them.")],
+    *,
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> int:
+    """Add records to a store; every line that is none is named, and its neighbours are taken."""
+    from stepwell._cli_move import import_records
+
+    return import_records(find_source(home, store), file, Output(as_json=json))
+
+
+@app.command()
+def ship(
+    *,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(help="Deliver to this exporter too, where its journal key is no URL.", show_default=False),
+    ] = None,
+    timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Give up after this many seconds.")] = "30",
+    json: AsJson = False,
+    home: Home = None,
+) -> int:
+    """Deliver what processes that died left in the journal."""
+    from stepwell._cli_move import ship as ship_
+
+    return ship_(find_source(home, None), export or (), _seconds("--timeout", timeout), Output(as_json=json))
+
+
+@app.command()
+def stats(*, json: AsJson = False, home: Home = None, store: StoreUrl = None) -> None:
+    """Count what is in the store, in the journal, and what was rejected."""
+    from stepwell._cli_health import stats as stats_
+
+    stats_(find_source(home, store), Output(as_json=json))
+
+
+@app.command()
+def doctor(*, json: AsJson = False, home: Home = None, store: StoreUrl = None) -> int:
+    """Check home folder, store and journal; status 1 when something fails."""
+    from stepwell._cli_health import doctor as doctor_
+
+    return doctor_(find_source(home, store), Output(as_json=json))
+
+
+def _count(option: str, text: str) -> int:
+    """Read a whole number; typer's own message would not name the value."""
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise UsageError(f"{option} {text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{option} {text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Keep the options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
