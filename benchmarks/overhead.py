@@ -1,0 +1,402 @@
+"""What a step costs, against bare OpenTelemetry doing the same recording, in one run.
+
+    python benchmarks/overhead.py [--steps 40000] [--smoke]
+
+Every row runs in a process of its own. A step is a decorated function or a with-block with arguments and result
+captured, the journal on, and the SQLite exporter running. The workload is a run with a retrieval, a tool and an llm
+step with two messages of 250 and 300 characters: four steps. The baseline records the same four spans with
+`start_as_current_span`, `json.dumps` of the same values as attributes, a BatchSpanProcessor and the OTLP/HTTP exporter
+to a sink in another process. The calls with a history come
+in bursts of 20. `caller` is CPU time of the calling thread, `all threads` CPU of the whole process until
+everything is delivered; both in microseconds a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+QUESTION = ("Where does the second well of the old town get its water from in a dry summer? " * 4)[:250]
+ANSWER = ("It is fed by the spring above the northern gate, through a channel cut in the rock. " * 4)[:300]
+MESSAGES = [{"role": "system", "content": QUESTION}, {"role": "user", "content": ANSWER}]
+DOCUMENTS = [{"id": index, "score": 0.9 - index / 10, "text": ANSWER[:80]} for index in range(3)]
+RESPONSE = {"role": "assistant", "content": ANSWER}
+HISTORY = [{"role": "user" if n % 2 else "assistant", "content": f"{n} " + ANSWER * 3 + QUESTION} for n in range(87)]
+
+BURST = 20
+
+Row = dict[str, float]
+
+
+# -- the baseline
+
+
+def opentelemetry_agent(endpoint: str) -> tuple[Callable[[], None], Callable[[], object]]:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    # A queue that holds them all: the default of 2,048 would drop most of the spans, and the work they make.
+    processor = BatchSpanProcessor(OTLPSpanExporter(endpoint), max_queue_size=1 << 20, schedule_delay_millis=200)
+    provider.add_span_processor(processor)
+    tracer = provider.get_tracer("baseline")
+
+    def retrieve(query: str, k: int) -> Any:
+        with tracer.start_as_current_span("retrieve") as span:
+            span.set_attribute("type", "retrieval")
+            span.set_attribute("input", json.dumps({"query": query, "k": k}))
+            span.set_attribute("output", json.dumps(DOCUMENTS))
+            return DOCUMENTS
+
+    def lookup(name: str) -> Any:
+        with tracer.start_as_current_span("lookup") as span:
+            span.set_attribute("type", "tool")
+            span.set_attribute("input", json.dumps({"name": name}))
+            span.set_attribute("output", json.dumps(ANSWER))
+            return ANSWER
+
+    def agent(question: str) -> str:
+        with tracer.start_as_current_span("agent") as span:
+            span.set_attribute("type", "run")
+            span.set_attribute("input", json.dumps({"question": question}))
+            retrieve(question, 3)
+            lookup("well")
+            with tracer.start_as_current_span("answer") as call:
+                call.set_attribute("type", "llm")
+                call.set_attribute("model", "gpt-4o")
+                call.set_attribute("provider", "openai")
+                call.set_attribute("settings", json.dumps({"temperature": 0}))
+                call.set_attribute("messages", json.dumps(MESSAGES))
+                call.set_attribute("output", json.dumps(RESPONSE))
+            span.set_attribute("output", json.dumps(ANSWER))
+            return ANSWER
+
+    return lambda: _drop(agent(QUESTION)), lambda: processor.force_flush(60_000)
+
+
+def serve_sink(address: Any) -> None:
+    """Answer 200 to every POST, until killed."""
+
+    class Sink(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+    address.send(server.server_port)
+    server.serve_forever()
+
+
+def _drop(_: object) -> None:
+    pass
+
+
+# -- what is measured
+
+
+def agent_opentelemetry(steps: int, endpoint: str) -> Row:
+    return measure(*opentelemetry_agent(endpoint), steps, 4)
+
+
+def _configure() -> Callable[[], object]:
+    import stepwell as sw
+
+    sw.configure(export="sqlite:", home=tempfile.mkdtemp(prefix="stepwell-overhead-"))
+    return lambda: sw.flush(60)
+
+
+def agent_stepwell(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    @sw.retrieval
+    def retrieve(query: str, k: int) -> Any:
+        return DOCUMENTS
+
+    @sw.tool
+    def lookup(name: str) -> Any:
+        return ANSWER
+
+    @sw.run
+    def agent(question: str) -> str:
+        retrieve(question, 3)
+        lookup("well")
+        with sw.llm("answer", model="gpt-4o", provider="openai", messages=MESSAGES, temperature=0) as step:
+            step.output = RESPONSE
+        return ANSWER
+
+    return measure(lambda: _drop(agent(QUESTION)), flush, steps, 4)
+
+
+def sync_decorator(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    @sw.tool
+    def lookup(name: str, limit: int = 3) -> str:
+        return ANSWER
+
+    return measure(lambda: _drop(lookup(QUESTION)), flush, steps, 1)
+
+
+def sync_with(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    def work() -> None:
+        with sw.tool("lookup", input={"name": QUESTION, "limit": 3}) as step:
+            step.output = ANSWER
+
+    return measure(work, flush, steps, 1)
+
+
+def async_decorator(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    @sw.tool
+    async def lookup(name: str, limit: int = 3) -> str:
+        return ANSWER
+
+    async def loop(times: int) -> None:
+        for _ in range(times):
+            await lookup(QUESTION)
+
+    return measure(lambda: asyncio.run(loop(1000)), flush, steps, 1000)
+
+
+def async_with(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    async def loop(times: int) -> None:
+        for _ in range(times):
+            async with sw.tool("lookup", input={"name": QUESTION, "limit": 3}) as step:
+                step.output = ANSWER
+
+    return measure(lambda: asyncio.run(loop(1000)), flush, steps, 1000)
+
+
+def four_threads(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    @sw.tool
+    def lookup(name: str, limit: int = 3) -> str:
+        return ANSWER
+
+    rows: list[Row] = []
+
+    def thread() -> None:
+        rows.append(measure(lambda: _drop(lookup(QUESTION)), lambda: None, steps // 4, 1))
+
+    cpu = time.process_time_ns()
+    threads = [threading.Thread(target=thread) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    flush()
+    everything = (time.process_time_ns() - cpu) / steps / 1000
+    return {"caller": statistics.mean(row["caller"] for row in rows), "all": everything}
+
+
+def history_stepwell(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure()
+
+    def work() -> None:
+        with sw.llm("answer", model="gpt-4o", messages=HISTORY):
+            pass
+
+    return measure_bursts(work, flush, max(steps // 40, 40))
+
+
+def history_msgspec(steps: int, _: str) -> Row:
+    import msgspec
+
+    encode = msgspec.json.Encoder().encode
+    return measure_bursts(lambda: _drop(encode(HISTORY)), lambda: None, max(steps // 40, 40))
+
+
+def disabled(steps: int, _: str) -> Row:
+    import stepwell as sw
+
+    sw.configure(enabled=False, home=None, export="memory:")
+
+    @sw.tool
+    def lookup(name: str, limit: int = 3) -> str:
+        return name
+
+    return measure(lambda: _drop(lookup(QUESTION)), lambda: None, steps * 5, 1)
+
+
+def bare_wrapt(steps: int, _: str) -> Row:
+    import wrapt
+
+    @wrapt.decorator
+    def pass_on(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        return wrapped(*args, **kwargs)
+
+    @pass_on
+    def lookup(name: str, limit: int = 3) -> str:
+        return name
+
+    return measure(lambda: _drop(lookup(QUESTION)), lambda: None, steps * 5, 1)
+
+
+def bare_call(steps: int, _: str) -> Row:
+    def lookup(name: str, limit: int = 3) -> str:
+        return name
+
+    return measure(lambda: _drop(lookup(QUESTION)), lambda: None, steps * 5, 1)
+
+
+def measure(work: Callable[[], None], flush: Callable[[], object], steps: int, each: int) -> Row:
+    """Run `work`, which is `each` steps, after a warm-up; times in microseconds a step."""
+    for _ in range(max(1, 400 // each)):
+        work()
+    flush()
+    gc.collect()
+    times = max(1, steps // each)
+    cpu, begin, wall = time.process_time_ns(), time.thread_time_ns(), time.perf_counter_ns()
+    for _ in range(times):
+        work()
+    caller, waited = time.thread_time_ns() - begin, time.perf_counter_ns() - wall
+    flush()
+    everything = time.process_time_ns() - cpu
+    return {
+        name: value / times / each / 1000 for name, value in (("caller", caller), ("wall", waited), ("all", everything))
+    }
+
+
+def measure_bursts(work: Callable[[], None], flush: Callable[[], object], times: int) -> Row:
+    """Measure bursts of calls with a flush between them: 100 kB as fast as can be would measure the disk."""
+    caller = waited = 0
+    bursts = max(2, times // BURST)
+    work()
+    flush()
+    cpu = time.process_time_ns()
+    for _ in range(bursts):
+        begin, wall = time.thread_time_ns(), time.perf_counter_ns()
+        for _ in range(BURST):
+            work()
+        caller += time.thread_time_ns() - begin
+        waited += time.perf_counter_ns() - wall
+        flush()
+    everything = time.process_time_ns() - cpu
+    calls = bursts * BURST
+    return {name: value / calls / 1000 for name, value in (("caller", caller), ("wall", waited), ("all", everything))}
+
+
+def import_seconds(statement: str, times: int) -> float:
+    """Return the median wall time of a fresh interpreter that runs one statement."""
+    found: list[float] = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", statement], check=True)
+        found.append(time.perf_counter() - begin)
+    return statistics.median(found)
+
+
+ROWS: dict[str, Callable[[int, str], Row]] = {
+    row.__name__: row
+    for row in (
+        agent_opentelemetry,
+        agent_stepwell,
+        sync_decorator,
+        sync_with,
+        async_decorator,
+        async_with,
+        four_threads,
+        history_stepwell,
+        history_msgspec,
+        disabled,
+        bare_wrapt,
+        bare_call,
+    )
+}
+RATIOS = [
+    ("agent, caller's thread", "agent_stepwell", "agent_opentelemetry", "caller", 0.25),
+    ("agent, all threads", "agent_stepwell", "agent_opentelemetry", "all", 0.45),
+    ("100 kB history, caller's thread", "history_stepwell", "history_msgspec", "caller", 2.0),
+    ("disabled, caller's thread", "disabled", "bare_wrapt", "caller", 2.0),
+]
+
+
+def run_row(name: str, steps: int, endpoint: str, rounds: int) -> Row:
+    """Run a row in processes of its own and keep the best of each figure: noise only adds."""
+    found: list[Row] = []
+    for _ in range(rounds):
+        command = [sys.executable, __file__, "--row", name, "--steps", str(steps), "--endpoint", endpoint]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append(json.loads(output))
+    return {figure: min(row[figure] for row in found) for figure in found[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=3, help="processes a row, of which the best figure counts")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that shows that every row works")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="*", help="the rows to run")
+    parser.add_argument("--endpoint", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    steps, rounds = (800, 1) if options.smoke else (options.steps, options.rounds)
+    if options.row:
+        print(json.dumps(ROWS[options.row](options.steps, options.endpoint)))
+        return
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve_sink, args=(there,), daemon=True)
+    server.start()
+    endpoint = f"http://127.0.0.1:{here.recv()}/v1/traces"
+    try:
+        rows = {
+            name: run_row(name, steps, endpoint, rounds) for name in ROWS if not options.only or name in options.only
+        }
+    finally:
+        server.terminate()
+    print(f"{'microseconds a step':<28}{'caller':>10}{'wall':>10}{'all threads':>14}")
+    for name, row in rows.items():
+        print(f"{name:<28}{row['caller']:>10.2f}{row.get('wall', float('nan')):>10.2f}{row['all']:>14.2f}")
+    print(f"\n{'ratio':<60}{'is':>8}{'aim':>8}")
+    for what, ours, theirs, figure, aim in RATIOS:
+        if ours in rows and theirs in rows:
+            print(f"{f'{what} ({ours} / {theirs})':<60.60}{rows[ours][figure] / rows[theirs][figure]:>8.2f}{aim:>8.2f}")
+    if not options.only:
+        times = 3 if options.smoke else 15
+        bare, ours, otel = (import_seconds(s, times) for s in ("pass", "import stepwell", "import opentelemetry.trace"))
+        print(f"\nseconds: python {bare:.3f}, import stepwell {ours:.3f}, import opentelemetry.trace {otel:.3f}")
+        print(f"{'import (stepwell / opentelemetry.trace, interpreter included)':<60.60}{ours / otel:>8.2f}{2.0:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
