@@ -21,6 +21,7 @@ from stepwell.store._rows import pack_id, pack_trace_id
 
 __all__ = ["Keyset", "id_range", "select_steps", "select_thread_ids", "select_threads"]
 
+MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
 _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
 # What `Store.runs` lists; the words are those of the index `steps_top`, or SQLite would not use it.
 _TOP: Final = "(s.parent_id IS NULL OR s.root_run_id = s.id)"
@@ -117,9 +118,9 @@ def _add_tags(where: Where, tags: Sequence[str]) -> None:
 
 def _add_times(where: Where, filter: StepFilter | ThreadFilter, column: str) -> None:
     if filter.since_ns is not None:
-        where.add(f"{column} >= ?", filter.since_ns)
+        where.add(f"{column} >= ?", min(filter.since_ns, MAX_INTEGER))
     if filter.until_ns is not None:
-        where.add(f"{column} < ?", filter.until_ns)
+        where.add(f"{column} < ?", min(filter.until_ns, MAX_INTEGER))
 
 
 def _where_steps(filter: StepFilter) -> Where:
