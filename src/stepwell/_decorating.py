@@ -219,7 +219,8 @@ def _streamed(result: Any, step: Step, keep: bool | None) -> Any:
 
 def _followed(stream: Any, step: Step, keep: bool | None) -> Any:
     body = _Body(step, keep)  # now: the caller gets the context back before the first item is asked for
-    drive = _drive if type(stream) is GeneratorType else _drive_async
+    kind: object = type(stream)
+    drive = _drive if kind is GeneratorType else _drive_async
     return drive(lambda: stream, lambda _, __: body)()
 
 
