@@ -25,7 +25,7 @@ STEPS = [
     ("lint", ["ruff", "check", "."]),
     ("types, mypy", ["mypy"]),
     ("types, pyright", ["pyright"]),
-    ("tests", ["coverage", "run", "-m", "pytest"]),
+    ("tests", ["coverage", "run", "-m", "pytest", "-p", "no:stepwell"]),
     ("coverage, joined", ["coverage", "combine", "-q"]),
     ("coverage", ["coverage", "report"]),
     ("benchmark, overhead", ["python", "-W", "error", "benchmarks/overhead.py", "--smoke"]),

@@ -481,3 +481,16 @@ def test_only_a_function_can_be_bound() -> None:
     wrong: Any = 5
     with pytest.raises(UsageError, match="only a function can be bound, got 5"):
         sw.bind(wrong)
+
+
+def test_what_runs_with_instrumentation_suppressed_is_not_recorded(captured: Captured) -> None:
+    from opentelemetry.context import attach, detach, set_value
+
+    token = attach(set_value("suppress_instrumentation", True))
+    with sw.run("exporting") as hidden, sw.tool("below"):
+        assert not hidden.is_recording()
+    detach(token)
+    with sw.run("seen"):
+        pass
+    assert [step.name for step in captured.steps] == ["seen"]
+    assert captured.step("seen").trace_id != hidden.trace_id

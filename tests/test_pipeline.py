@@ -743,3 +743,17 @@ def test_many_steps_that_nobody_takes_grow_the_process_by_less_than_promised() -
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "the promise is 50 MB, and a ledger that balances" in done.stdout
+
+
+def test_an_exporter_that_the_environment_names_wrong_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEPWELL_EXPORT", f"nowhere:,jsonl:{tmp_path / 'steps.jsonl'}")
+    monkeypatch.setenv("STEPWELL_HOME", str(tmp_path / "home"))
+    with sw.run("kept"):
+        pass
+    assert not sw.flush(0.5)
+    ledgers = sw.stats().exporters
+    assert (ledgers["nowhere:"].waiting, ledgers[f"jsonl:{tmp_path / 'steps.jsonl'}"].delivered) == (1, 1)
+    assert not sw.shutdown(0.2)
+    assert [json.loads(frame)["name"] for frame in peek(tmp_path / "home" / "journal", "nowhere:")] == ["kept"]

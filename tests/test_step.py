@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
@@ -790,3 +792,16 @@ def test_a_step_longer_than_a_second_is_announced_once(captured: Captured) -> No
     assert statuses[-1] == "success"
     assert captured.step("long").end_ns == 2 * SECOND
     assert step.announce(0) is False
+
+
+def test_a_finished_run_is_freed_without_the_collector(captured: Captured) -> None:
+    gc.disable()
+    try:
+        with sw.run("x") as step:
+            with sw.tool("y"):
+                pass
+            freed = weakref.ref(step)
+        del step
+        assert freed() is None
+    finally:
+        gc.enable()

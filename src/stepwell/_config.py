@@ -122,6 +122,20 @@ def _open_exporters(settings: Settings) -> list[Exporter]:
     return [open_exporter(item, settings.home) if isinstance(item, str) else item for item in settings.export]
 
 
+def _open_or_wait(settings: Settings) -> list[Exporter]:
+    """Open the exporters where nobody can be told of a failure; the journal keeps what is for one that failed."""
+    from stepwell.exporters import UnopenedExporter, open_exporter
+
+    opened: list[Exporter] = []
+    for item in settings.export:
+        try:
+            opened.append(open_exporter(item, settings.home) if isinstance(item, str) else item)
+        except Exception as error:  # noqa: BLE001 - the program goes on
+            RECORDER.fault("open an exporter", error)
+            opened.append(UnopenedExporter(str(item), settings.home))
+    return opened
+
+
 def _apply(settings: Settings) -> None:
     """Set the recorder up."""
     recorder = RECORDER
@@ -168,11 +182,7 @@ def _settle() -> Settings:
 def _start() -> None:
     settings = _settle()
     if _state.exporters is None:
-        try:
-            _state.exporters = _open_exporters(settings)
-        except Exception as error:  # noqa: BLE001 - nobody called us: the program goes on, the journal keeps the steps
-            RECORDER.fault("open an exporter", error)
-            _state.exporters = []
+        _state.exporters = _open_or_wait(settings)
     _state.pipeline = _make_pipeline(settings, _state.exporters)
     RECORDER.append = _state.pipeline.journal.append
     if not _state.closing:

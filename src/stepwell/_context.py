@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the modules above this one
 __all__ = [
     "SPAN_KEY",
     "STEP_KEY",
+    "SUPPRESS_KEY",
     "THREAD_KEY",
     "Context",
     "attach",
@@ -33,6 +34,7 @@ SPAN_KEY: Final[str] = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 STEP_KEY: Final[str] = create_key("stepwell-step")
 THREAD_KEY: Final[str] = create_key("stepwell-thread")
 RUN_KEY: Final[str] = create_key("stepwell-run")
+SUPPRESS_KEY: Final = "suppress_instrumentation"  # OpenTelemetry's: what runs under it is not to be recorded
 
 
 def current_step() -> Step | None:

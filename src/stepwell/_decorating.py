@@ -219,8 +219,7 @@ def _streamed(result: Any, step: Step, keep: bool | None) -> Any:
 
 def _followed(stream: Any, step: Step, keep: bool | None) -> Any:
     body = _Body(step, keep)  # now: the caller gets the context back before the first item is asked for
-    kind: object = type(stream)
-    drive = _drive if kind is GeneratorType else _drive_async
+    drive = _drive if inspect.isgenerator(stream) else _drive_async
     return drive(lambda: stream, lambda _, __: body)()
 
 

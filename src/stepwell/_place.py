@@ -39,6 +39,13 @@ class Place:
         place.settle(thread, run_id)
         return place
 
+    def unsampled(self) -> Place:
+        """Return the same place in a trace that is not kept."""
+        place = Place(f"{self.prefix}0000-000000000000", self.offset)
+        place.trace, place.sampled = self.trace, False
+        place.settle(self.thread, self.run_id)
+        return place
+
     def settle(self, thread: Thread | None, run_id: str | None) -> None:
         """Set thread and root run, while nobody else stands here."""
         self.thread, self.run_id = thread, run_id

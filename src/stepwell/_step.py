@@ -21,7 +21,7 @@ import orjson
 from opentelemetry.trace import Span
 
 from stepwell._checks import shown
-from stepwell._context import RUN_KEY, SPAN_KEY, STEP_KEY, THREAD_KEY, Context, attach, get_current
+from stepwell._context import RUN_KEY, SPAN_KEY, STEP_KEY, SUPPRESS_KEY, THREAD_KEY, Context, attach, get_current
 from stepwell._details import GENERATION_KEYS, describe_error, outcome_of
 from stepwell._place import Place, as_uuid
 from stepwell._recorder import RECORDER
@@ -70,6 +70,8 @@ class Step(StepSpan):
                 place = self._settle(place, previous)
         else:
             place = self._begin(parent, previous, now)
+            if previous.get(SUPPRESS_KEY):  # an exporter's own calls, for instance
+                place = place.unsampled()
         self._place = place
         self._live = live = place.sampled
         if live:

@@ -16,13 +16,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
-from stepwell.errors import UsageError
+from stepwell.errors import ExportError, UsageError
 from stepwell.model import Record, decode_record
 
 if TYPE_CHECKING:  # slow to import
     from importlib.metadata import EntryPoints
 
-__all__ = ["Batch", "Exporter", "open_exporter"]
+__all__ = ["Batch", "Exporter", "UnopenedExporter", "open_exporter"]
 
 
 class Batch:
@@ -59,6 +59,24 @@ class Exporter(Protocol):
     def export(self, batch: Batch) -> None:
         """Deliver a batch."""
         ...
+
+
+class UnopenedExporter:
+    """Stands for a URL that could not be opened when nobody could be told: each batch tries again, records wait."""
+
+    def __init__(self, url: str, home: Path | None) -> None:
+        self.key = url
+        self._home = home
+        self._opened: Exporter | None = None
+
+    def export(self, batch: Batch) -> None:
+        """Export to what the URL names now; raises `ExportError` while it names nothing."""
+        if self._opened is None:
+            try:
+                self._opened = open_exporter(self.key, self._home)
+            except Exception as error:
+                raise ExportError(str(error)) from error
+        self._opened.export(batch)
 
 
 ExporterFactory = Callable[[str, "Path | None"], Exporter]
