@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import AsyncGenerator, Callable, Generator
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from stepwell._binding import binder
 from stepwell._checks import shown
 from stepwell._context import attach, get_current
+from stepwell._frames import hide_own_frame
 from stepwell._recorder import RECORDER
 from stepwell._step import Step
 from stepwell.errors import UsageError
@@ -87,16 +87,6 @@ def _beginner(function: Any, recording: Recording) -> _Begin:
     return begin
 
 
-def _hide_own_frame(error: BaseException) -> None:
-    """Take the wrapper's frame, the first, off the traceback; the bare raise that follows does not add it again.
-
-    By the base class's method: the exception may be one that refuses to be changed, a frozen dataclass for instance.
-    """
-    frames = sys.exc_info()[2]
-    if frames is not None:
-        BaseException.with_traceback(error, frames.tb_next)
-
-
 def _calling(function: Callable[..., Any], begin: _Begin, keep: bool | None) -> Callable[..., Any]:
     recorder = RECORDER
 
@@ -107,7 +97,7 @@ def _calling(function: Callable[..., Any], begin: _Begin, keep: bool | None) -> 
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             step.leave(error)
             raise
         if type(result) not in _NO_STREAMS and (stream := _streamed(result, step, keep)) is not None:
@@ -128,7 +118,7 @@ def _awaiting(function: Callable[..., Any], begin: _Begin, keep: bool | None) ->
         try:
             result = await function(*args, **kwargs)
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             step.leave(error)
             raise
         if type(result) not in _NO_STREAMS and (stream := _streamed(result, step, keep)) is not None:
@@ -168,7 +158,7 @@ def _drive(function: Callable[..., Any], make_body: _MakeBody) -> Callable[..., 
             body.end(None)
             return stop.value
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             body.end(error)
             raise
 
@@ -195,7 +185,7 @@ def _drive_async(function: Callable[..., Any], make_body: _MakeBody) -> Callable
         except StopAsyncIteration:
             body.end(None)
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             body.end(error)
             raise
 
@@ -250,7 +240,7 @@ class _Body:
         try:
             return advance(*args, **kwargs)
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             raise
         finally:
             self._leave(outside, began)
@@ -261,7 +251,7 @@ class _Body:
         try:
             return await advance
         except BaseException as error:
-            _hide_own_frame(error)
+            hide_own_frame(error)
             raise
         finally:
             self._leave(outside, began)

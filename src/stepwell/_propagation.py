@@ -24,6 +24,7 @@ from stepwell._context import (
     current_thread,
     get_current,
 )
+from stepwell._frames import hide_own_frame
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
 from stepwell._vocabulary import MAX_ID_CHARACTERS
@@ -63,8 +64,7 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except BaseException as error:
-            # Our own frame is the traceback's first. Not by assignment: an exception may refuse it.
-            BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+            hide_own_frame(error)
             raise
         finally:
             attach(previous)
@@ -76,7 +76,7 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return await cast("Callable[P, Awaitable[Any]]", function)(*args, **kwargs)
         except BaseException as error:
-            BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+            hide_own_frame(error)
             raise
         finally:
             attach(previous)

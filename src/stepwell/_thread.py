@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from stepwell._checks import MAX_TAGS, checked_id, checked_name, checked_tags, shown
 from stepwell._context import THREAD_KEY, Context, attach, get_current
+from stepwell._frames import hide_own_frame
 from stepwell._recorder import RECORDER, Recorder
 from stepwell.errors import UsageError
 
@@ -150,8 +151,7 @@ class ThreadBlock:
             try:
                 return function(*args, **kwargs)
             except BaseException as error:
-                # Our own frame is the traceback's first. Not by assignment: an exception may refuse it.
-                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+                hide_own_frame(error)
                 raise
             finally:
                 thread.leave()
@@ -164,7 +164,7 @@ class ThreadBlock:
             try:
                 return await function(*args, **kwargs)
             except BaseException as error:
-                BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+                hide_own_frame(error)
                 raise
             finally:
                 thread.leave()
