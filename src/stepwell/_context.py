@@ -7,9 +7,11 @@ below. `THREAD_KEY` holds the thread, `RUN_KEY` the id of a root run in another 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from opentelemetry.context import Context, attach, create_key, get_current
+import opentelemetry.context
+from opentelemetry.context import Context, create_key
 from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 if TYPE_CHECKING:  # the modules above this one
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # the modules above this one
     from stepwell._thread import Thread
 
 __all__ = [
+    "RUN_KEY",
     "SPAN_KEY",
     "STEP_KEY",
     "SUPPRESS_KEY",
@@ -28,6 +31,12 @@ __all__ = [
     "current_thread",
     "get_current",
 ]
+
+# The functions of the module call the methods of one object, which is private; where that is no more, the functions
+# themselves will do. Without them a step costs a tenth of a microsecond less.
+_runtime: Final[Any] = getattr(opentelemetry.context, "_RUNTIME_CONTEXT", opentelemetry.context)
+get_current: Final[Callable[[], Context]] = _runtime.get_current
+attach: Final[Callable[[Context], object]] = _runtime.attach
 
 # OpenTelemetry keeps the key private; what it puts into an empty context tells it.
 SPAN_KEY: Final[str] = next(iter(set_span_in_context(INVALID_SPAN, Context())))

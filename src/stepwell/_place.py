@@ -20,15 +20,13 @@ class Place:
 
     __slots__ = ("offset", "prefix", "run_id", "sampled", "scope", "thread", "trace")
 
-    def __init__(self, root_id: str, offset: int) -> None:
+    def __init__(self, root_id: str, offset: int, thread: Thread | None = None, run_id: str | None = None) -> None:
         """Begin the part of a trace that runs in this process: its id as a UUID, the wall clock less the other."""
         self.trace = trace = root_id.replace("-", "")
         self.prefix = root_id[:19]
         self.offset = offset
         self.sampled = RECORDER.sampled(trace)
-        self.thread: Thread | None = None
-        self.run_id: str | None = None  # not the step: it stands here, and would keep itself alive
-        self.scope = f'","trace_id":"{trace}"'  # the part of a record that says all this
+        self.settle(thread, run_id)
 
     def within(self, thread: Thread | None, run_id: str | None) -> Place:
         """Return the place in the same trace with this thread and root run."""
@@ -41,17 +39,18 @@ class Place:
 
     def unsampled(self) -> Place:
         """Return the same place in a trace that is not kept."""
-        place = Place(f"{self.prefix}0000-000000000000", self.offset)
-        place.trace, place.sampled = self.trace, False
+        place = Place.__new__(Place)
+        place.trace, place.prefix, place.offset, place.sampled = self.trace, self.prefix, self.offset, False
         place.settle(self.thread, self.run_id)
         return place
 
     def settle(self, thread: Thread | None, run_id: str | None) -> None:
         """Set thread and root run, while nobody else stands here."""
-        self.thread, self.run_id = thread, run_id
-        thread_part = thread.scope if thread is not None else ""
-        run_part = f',"root_run_id":"{run_id}"' if run_id is not None else ""
-        self.scope = f'","trace_id":"{self.trace}"{thread_part}{run_part}'
+        self.thread = thread
+        self.run_id = run_id  # not the step: it stands here, and would keep itself alive
+        # The part of a record that says all this.
+        scope = f'","trace_id":"{self.trace}"' if thread is None else f'","trace_id":"{self.trace}"{thread.scope}'
+        self.scope = scope if run_id is None else f'{scope},"root_run_id":"{run_id}"'
 
 
 def as_uuid(digits: str) -> str:

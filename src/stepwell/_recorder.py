@@ -54,6 +54,7 @@ class Ids:
     def __init__(self, random_bits: Callable[[int], int]) -> None:
         self.random_bits = random_bits
         self._ready: list[str] = []
+        self._stamp = (-1, "")  # a millisecond, and what the ids of it begin with
         ones = (1 << 64 * self._MANY) // 0xFFFFFFFFFFFFFFFF  # a 1 at the foot of every 64 bits
         self._keep, self._set = ones * 0x3FFFFFFFFFFFFFFF, ones << 63
 
@@ -69,8 +70,13 @@ class Ids:
 
     def uuid(self, wall_ns: int) -> str:
         """Return a UUIDv7: 48 bits of milliseconds, the rest random but for version and variant (RFC 9562, 5.7)."""
-        digits = "%012x7%03x" % (wall_ns // 1_000_000 & 0xFFFFFFFFFFFF, self.random_bits(12))  # noqa: UP031 - faster
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:]}-{self.span_id()}"
+        millis = wall_ns // 1_000_000
+        known, prefix = self._stamp
+        if millis != known:
+            digits = f"{millis & 0xFFFFFFFFFFFF:012x}"
+            prefix = f"{digits[:8]}-{digits[8:]}-7"
+            self._stamp = (millis, prefix)
+        return f"{prefix}{self.random_bits(12):03x}-{self.span_id()}"
 
 
 def _random_ids() -> Ids:
@@ -130,7 +136,8 @@ class Recorder:
         trace, and order it behind the next one.
         """
         offset = self.wall_ns() - now
-        if abs(offset - self._offset) > CLOCK_SET_NS + self.monotonic_ns() - now:
+        drift = offset - self._offset
+        if not -CLOCK_SET_NS < drift < CLOCK_SET_NS and abs(drift) > CLOCK_SET_NS + self.monotonic_ns() - now:
             self._offset = offset
         return self._offset
 

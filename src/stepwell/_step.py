@@ -126,11 +126,8 @@ class Step(StepSpan):
             return self._settle(around._place, previous)
         offset = RECORDER.clock_offset(now)
         self.parent_id, self.id = None, RECORDER.ids.uuid(offset + now)
-        place = Place(self.id, offset)
         thread: Any = previous.get(THREAD_KEY)
-        if thread is not None or self.type == "run":
-            place.settle(thread, self.id if self.type == "run" else None)
-        return place
+        return Place(self.id, offset, thread, self.id if self.type == "run" else None)
 
     def _settle(self, place: Place, previous: Context) -> Place:
         """Find thread and root run where they are not simply the parent's."""
