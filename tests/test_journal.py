@@ -108,6 +108,29 @@ def test_segments_follow_one_another_and_are_used_again(make: Callable[..., Jour
     assert len(list(journal.session.glob("*.seg"))) <= 3
 
 
+def test_a_record_in_parts_is_one_frame_whether_it_fits_or_not(make: Callable[..., Journal]) -> None:
+    journal = make()
+    cursor = journal.cursor("a")
+    written = [frame(number, 20_000 + number) for number in range(40)]  # over segments of the smallest size
+    for whole in written:
+        journal.append_parts([whole[:10], whole[10:15_000], b"", whole[15_000:]])
+    read: list[bytes] = []
+    while frames := cursor.read(100, 1 << 20):
+        read += frames
+        cursor.commit()
+    assert read == written
+    assert cursor.ledger() == (40, 0, 0, {})
+
+
+def test_parts_that_come_after_the_seal_go_to_the_successor(make: Callable[..., Journal]) -> None:
+    journal = make()
+    successor: list[bytes] = []
+    journal.append_parts([b'{"n":', b"1}"])
+    journal.seal(successor.append)
+    journal.append_parts([b'{"n":', b"2}"])
+    assert (journal.appended, successor) == (1, [b'{"n":2}'])
+
+
 def test_every_exporter_has_its_own_place(make: Callable[..., Journal]) -> None:
     journal = make()
     fast, slow = journal.cursor("fast"), journal.cursor("slow")

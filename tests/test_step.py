@@ -805,3 +805,11 @@ def test_a_finished_run_is_freed_without_the_collector(captured: Captured) -> No
         assert freed() is None
     finally:
         gc.enable()
+
+
+def test_a_call_with_a_long_history_is_recorded_whole(captured: Captured) -> None:
+    messages = [{"role": "user", "content": f"{number} " + "x" * 1000} for number in range(100)]
+    with sw.llm("x", messages=messages, model="m") as step:
+        step.output = "y"
+    assert captured.fields("x")["generation"]["messages"] == messages
+    assert captured.fields("x")["output"] == "y"

@@ -99,7 +99,7 @@ def configure(
         old, _state.pipeline = _state.pipeline, None
         _state.settings, _state.exporters = settings, exporters
         _apply(settings)
-        RECORDER.append = _first_append
+        RECORDER.use_append(_first_append)
         _state.closing += old is not None
     if old is not None:
         _replace(old, settings.exit_timeout)
@@ -184,7 +184,8 @@ def _start() -> None:
     if _state.exporters is None:
         _state.exporters = _open_or_wait(settings)
     _state.pipeline = _make_pipeline(settings, _state.exporters)
-    RECORDER.append = _state.pipeline.journal.append
+    journal = _state.pipeline.journal
+    RECORDER.use_append(journal.append, journal.append_parts)
     if not _state.closing:
         _state.pipeline.start()
     if not _state.registered:
@@ -220,7 +221,7 @@ def shutdown(timeout: float = 5.0) -> bool:
     """
     with _state.lock:
         pipeline, _state.pipeline = _state.pipeline, None
-        RECORDER.append = _drop
+        RECORDER.use_append(_drop)
         RECORDER.enabled = False
     return True if pipeline is None else pipeline.close(time.monotonic() + timeout, _forward)
 
@@ -249,7 +250,7 @@ def _at_exit() -> None:
         if pipeline is None or settings is None:
             return
         _state.pipeline = None
-        RECORDER.append = _late_append
+        RECORDER.use_append(_late_append)
     pipeline.close(time.monotonic() + settings.exit_timeout, _forward)
 
 
@@ -258,7 +259,7 @@ def _late_append(frame: bytes) -> None:
     with _state.lock:
         if RECORDER.append is _late_append and _state.settings is not None:
             late = _make_pipeline(_state.settings, _state.exporters or [])
-            RECORDER.append = late.journal.append_or_drop
+            RECORDER.use_append(late.journal.append_or_drop)
     RECORDER.append(frame)
 
 
@@ -286,7 +287,7 @@ def _in_child() -> None:
     if pipeline is not None:
         pipeline.abandon()
         _state.exporters = None
-        RECORDER.append = _first_append
+        RECORDER.use_append(_first_append)
 
 
 def reset() -> None:
@@ -298,9 +299,9 @@ def reset() -> None:
         _apply(Settings())
         RECORDER.ready = False
         RECORDER.faults.clear()
-        RECORDER.append = _first_append
+        RECORDER.use_append(_first_append)
 
 
-RECORDER.append = _first_append
+RECORDER.use_append(_first_append)
 RECORDER.settle = _settle
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

@@ -19,7 +19,7 @@ import contextlib
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -101,6 +101,24 @@ class Journal:
                 self._write_aside()
         if rolled:
             self._tell()
+
+    def append_parts(self, parts: Sequence[bytes]) -> None:
+        """Append one record in pieces, which for a large one spares joining them."""
+        taken = told = False
+        with self._lock:
+            if not self._inside and self._then is None:
+                self._inside = True
+                try:
+                    taken = self._current.write_parts(parts)
+                finally:
+                    self._inside = False
+                if self._aside:
+                    told = True
+                    self._write_aside()
+        if told:
+            self._tell()
+        if not taken:
+            self.append(b"".join(parts))
 
     def append_or_drop(self, frame: bytes) -> None:
         """Append, unless the lock can't be had: a thread that ended with the interpreter may hold it for ever."""

@@ -97,7 +97,7 @@ class Recorder:
         self.capture_output = True
         self.blobs: BlobStore | None = None
         self.tail = self.thread_tail = b"}"  # what every step's, and every thread's, record ends with
-        self.append: Callable[[bytes], None] = lambda _: None
+        self.use_append(lambda _: None)
         self.wall_ns: Callable[[], int] = time.time_ns
         self.monotonic_ns: Callable[[], int] = time.perf_counter_ns
         self._offset = 0
@@ -122,6 +122,13 @@ class Recorder:
 
         self.label = label
         self.word = lru_cache(maxsize=4096)(capture.text)  # for names that come again and again
+
+    def use_append(
+        self, append: Callable[[bytes], None], append_parts: Callable[[list[bytes]], None] | None = None
+    ) -> None:
+        """Set where frames go, and where large ones go in parts: what takes none gets them joined."""
+        self.append = append
+        self.append_parts = append_parts or (lambda parts: self.append(b"".join(parts)))
 
     def is_on(self) -> bool:
         """Say whether anything is recorded, settling the settings first."""

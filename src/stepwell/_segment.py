@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -100,6 +101,23 @@ class Segment:
         if end > self.size or view is None:
             return False
         view[body : body + length] = frame
+        self._words[at >> 3] = self._stamp | length
+        self.frames += 1
+        self.end = end
+        return True
+
+    def write_parts(self, parts: Sequence[bytes]) -> bool:
+        """Do what `write` does with one frame in pieces, which for a large one spares joining them."""
+        length = sum(map(len, parts))
+        at = self.end
+        place = at + 8
+        end = (place + length + 7) & -8
+        view = self._map
+        if end > self.size or view is None:
+            return False
+        for part in parts:
+            view[place : place + len(part)] = part
+            place += len(part)
         self._words[at >> 3] = self._stamp | length
         self.frames += 1
         self.end = end

@@ -34,6 +34,7 @@ __all__ = ["STEP_OPTIONS", "Step"]
 
 STEP_OPTIONS: Final = frozenset({"tags", "metadata", "input", "capture_input", "capture_output"})
 _ASKED: Final = ("model", "messages", "prompt")  # parameters of an llm function that say what the model was asked
+LARGE_BYTES: Final = 32 * 1024  # of messages, from where their record is appended in parts
 _CHAT: Final = b'"chat"'
 _COMPLETION: Final = b'"completion"'
 _NO_ID: Final = "00000000-0000-0000-0000-000000000000"
@@ -275,12 +276,15 @@ class Step(StepSpan):
                 self._check_llm()
             end = f',"end_ns":{end_ns}'
             try:
-                frame = self._frame(end)
+                parts = self._parts(end)
             except Exception as error:  # noqa: BLE001 - the program has changed type or name to what is none
                 self._mend(error)
-                frame = self._frame(end)
+                parts = self._parts(end)
             self._live = False
-            RECORDER.append(frame)
+            if self._generation is not None and len(self._generation.get("messages", b"")) > LARGE_BYTES:
+                RECORDER.append_parts(parts)  # two such buffers at once have the allocator give pages back each time
+            else:
+                RECORDER.append(b"".join(parts))
         except Exception as error:  # noqa: BLE001 - the containment door
             self._live = False
             RECORDER.fault("finish a step", error)
@@ -300,7 +304,7 @@ class Step(StepSpan):
             self.type, self._more().downgraded = "run", True
             RECORDER.warn("an llm step ended with neither messages nor a prompt and was recorded as a run")
 
-    def _frame(self, end: str) -> bytes:
+    def _parts(self, end: str) -> list[bytes]:
         place = self._place
         above = "" if self.parent_id is None else f',"parent_id":"{self.parent_id}"'
         parts = [
@@ -319,7 +323,7 @@ class Step(StepSpan):
         if self._children:
             parts.append(b',"child_count":%d' % len(self._children))
         parts.append(RECORDER.tail)
-        return b"".join(parts)
+        return parts
 
     def _add_more(self, parts: list[bytes]) -> None:
         rest, fields = self._rest, self._generation
@@ -342,7 +346,7 @@ class Step(StepSpan):
         """Write the step as pending if it is open for longer than that. The journal's keeper calls it."""
         if not self._live or RECORDER.monotonic_ns() - self._start < older_than_ns:
             return False
-        frame = self._frame("")
+        frame = b"".join(self._parts(""))
         if self._live and b'"status":"pending"' in frame:  # else it ended meanwhile, on its own thread
             RECORDER.append(frame)
         return True
