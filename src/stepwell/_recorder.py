@@ -128,7 +128,10 @@ class Recorder:
     ) -> None:
         """Set where frames go, and where large ones go in parts: what takes none gets them joined."""
         self.append = append
-        self.append_parts = append_parts or (lambda parts: self.append(b"".join(parts)))
+        self.append_parts: Callable[[list[bytes]], None] = append_parts or self._append_joined
+
+    def _append_joined(self, parts: list[bytes]) -> None:
+        self.append(b"".join(parts))
 
     def is_on(self) -> bool:
         """Say whether anything is recorded, settling the settings first."""
