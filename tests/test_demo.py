@@ -149,6 +149,18 @@ def test_another_home_is_in_the_hints(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"  stepwell ls runs --home {tmp_path / 'h'}" in capsys.readouterr().out
 
 
+def test_a_store_of_its_own_is_filled_and_in_the_hints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite:{tmp_path / 'other.db'}"
+    assert cli.run(["demo", "--store", url]) == 0
+    assert f"stepwell ls runs --store {url}\n" in capsys.readouterr().out
+    assert not (tmp_path / ".stepwell" / "steps.db").exists()
+    assert cli.run(["demo", "--store", "nope:x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_home_that_cannot_be_made_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert cli.run(["demo", "--home", str(tmp_path / "file" / "h")]) == 2

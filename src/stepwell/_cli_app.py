@@ -61,11 +61,17 @@ def _stepwell(
 
 
 @app.command()
-def demo(home: Home = None) -> int:
+def demo(
+    *,
+    home: Home = None,
+    store: Annotated[
+        str | None, typer.Option(help="Record to this store, such as sqlite:PATH.", show_default=False)
+    ] = None,
+) -> int:
     """Record a small agent at work, without a network, and draw what it did."""
     from stepwell._cli_demo import show_demo
 
-    return show_demo(find_source(home, None), Output())
+    return show_demo(find_source(home, store), Output())
 
 
 @app.command("ls")
@@ -191,11 +197,15 @@ def ship(
     timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Give up after this many seconds.")] = "30",
     json: AsJson = False,
     home: Home = None,
+    store: Annotated[
+        str | None, typer.Option(help="Deliver to this store too, such as sqlite:PATH.", show_default=False)
+    ] = None,
 ) -> int:
     """Deliver what processes that died left in the journal."""
     from stepwell._cli_move import ship as ship_
 
-    return ship_(find_source(home, None), export or (), _seconds("--timeout", timeout), Output(as_json=json))
+    urls = [*(export or ()), *([store] if store is not None else ())]
+    return ship_(find_source(home, None), urls, _seconds("--timeout", timeout), Output(as_json=json))
 
 
 @app.command()

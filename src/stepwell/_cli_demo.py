@@ -17,7 +17,7 @@ __all__ = ["show_demo"]
 
 
 def show_demo(source: Source, out: Output) -> int:
-    """Record to the home folder; return the exit status, 1 where not all arrived in its store."""
+    """Record to the home folder's store, or the one named; return the exit status, 1 where not all arrived there."""
     home = source.home
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -25,22 +25,23 @@ def show_demo(source: Source, out: Output) -> int:
         raise UsageError(f"home folder {str(home)!r} can't be made: {error.strerror}") from error
     if not os.access(home, os.W_OK | os.X_OK, effective_ids=True):
         raise UsageError(f"home folder {str(home)!r} can't be written: choose another with --home")
-    arrived = _demo.record(home)
+    arrived = _demo.record(home, source.url or "sqlite:")
     with source.reading() as store:
         for thread in _demo.THREADS:
             show(store, thread, out, full=None, max_lines=1000)
             out.text("")
-        _next_steps(store, home, out)
+        _next_steps(store, source, out)
     if not arrived:
         out.note("not all of it is in the store yet: stepwell doctor says why")
     return 0 if arrived else 1
 
 
-def _next_steps(store: Store, home: Path, out: Output) -> None:
-    suffix = "" if home == Path(DEFAULT_HOME) else f" --home {home}"
+def _next_steps(store: Store, source: Source, out: Output) -> None:
+    suffix = "" if source.home == Path(DEFAULT_HOME) else f" --home {source.home}"
+    suffix = suffix if source.url is None else f" --store {source.url}"
     run = store.runs(StepFilter(type="run", thread_id=_demo.THREADS[0]), limit=1).items
     failed = store.steps(StepFilter(status="failed", thread_id=_demo.THREADS[1]), limit=1).items
-    out.text(f"Recorded to {home}. Look around:")
+    out.text(f"Recorded to {source.url or source.home}. Look around:")
     out.text(f"  stepwell ls runs{suffix}")
     out.text(f"  stepwell show {run[0].id}{suffix}")
     out.text(f"  stepwell show {failed[0].id}{suffix}")

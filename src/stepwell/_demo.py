@@ -289,10 +289,10 @@ async def play() -> None:
     await asyncio.gather(_about_statistics(index), _about_spelling(index))
 
 
-def record(home: Path, *, timeout_s: float = 10.0) -> bool:
-    """Run the demo and record it to a home folder; say whether everything arrived in its store."""
+def record(home: Path, export: str = "sqlite:", *, timeout_s: float = 10.0) -> bool:
+    """Run the demo and record it to a home folder; say whether everything arrived in its store, or the one named."""
     sw.configure(
-        export="sqlite:",
+        export=export,
         home=home,
         service="stepwell-demo",
         environment="demo",
