@@ -114,7 +114,9 @@ def suspicious(data: bytes) -> bool:
             or (66 in data and _AT_B(data) is not None)
             or (122 in data and _AT_Z(data) is not None)
             if len(data) < _LARGE
-            else any(_occurs(data, byte, step, near) and search(data) for byte, step, near, search in _RARE)
+            else any(
+                byte in data and _occurs(data, byte, step, near) and search(data) for byte, step, near, search in _RARE
+            )
         )
     )
 

@@ -18,9 +18,7 @@ import base64
 import collections
 import dataclasses
 import datetime as dt
-import decimal
 import enum
-import fractions
 import itertools
 import math
 import os
@@ -369,8 +367,6 @@ _CONVERTERS: Final[dict[type, _Converter]] = {
     dt.date: _copy_isoformat,
     dt.time: _copy_isoformat,
     dt.timedelta: _copy_str_of,
-    decimal.Decimal: _copy_str_of,
-    fractions.Fraction: _copy_str_of,
     complex: _copy_str_of,
     uuid.UUID: _copy_str_of,
     pathlib.PurePath: _copy_path,
@@ -396,6 +392,8 @@ def _converter(kind: type) -> _Converter:
 
 # Only when their module is loaded already, else no value can be of these classes.
 _FOREIGN: Final[tuple[tuple[str, str, _Converter], ...]] = (
+    ("decimal", "Decimal", _copy_str_of),
+    ("fractions", "Fraction", _copy_str_of),
     ("pydantic", "BaseModel", _copy_pydantic),
     ("msgspec", "Struct", _copy_struct),
     ("numpy", "ndarray", _copy_array),

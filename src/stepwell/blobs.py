@@ -7,7 +7,6 @@ file changed later does not change the record.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -32,7 +31,9 @@ class BlobStore:
 
     def put(self, data: bytes) -> str:
         """Store bytes; return their SHA-256 as 64 hex digits. Raises `OSError` where the folder can't be written."""
-        digest = hashlib.sha256(data).hexdigest()
+        from hashlib import sha256  # it loads OpenSSL: only programs that attach something need it
+
+        digest = sha256(data).hexdigest()
         target = self._target(digest)
         if not target.exists():
             with self._incoming() as file:
@@ -48,7 +49,9 @@ class BlobStore:
         """
         if source.exists() and not source.is_file():
             raise UsageError(f"{str(source)!r} is not a file")
-        digest, size = hashlib.sha256(), 0
+        from hashlib import sha256
+
+        digest, size = sha256(), 0
         with source.open("rb") as original, self._incoming() as file:
             while chunk := original.read(_CHUNK):
                 size += len(chunk)
