@@ -362,20 +362,21 @@ RATIOS = [
 ]
 
 
-def run_row(name: str, steps: int, endpoint: str, rounds: int) -> Row:
-    """Run a row in processes of its own and keep the best of each figure: noise only adds."""
-    found: list[Row] = []
-    for _ in range(rounds):
+def run_rows(names: list[str], steps: int, endpoint: str, rounds: int) -> dict[str, Row]:
+    """Run every row in processes of its own, in turns, and keep the best of each figure: noise only adds."""
+    rows: dict[str, Row] = {}
+    for name in names * rounds:
         command = [sys.executable, __file__, "--row", name, "--steps", str(steps), "--endpoint", endpoint]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found.append(json.loads(output))
-    return {figure: min(row[figure] for row in found) for figure in found[0]}
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        best = rows.setdefault(name, found)
+        rows[name] = {figure: min(value, best[figure]) for figure, value in found.items()}
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40_000)
-    parser.add_argument("--rounds", type=int, default=3, help="processes a row, of which the best figure counts")
+    parser.add_argument("--rounds", type=int, default=5, help="processes a row, of which the best figure counts")
     parser.add_argument("--smoke", action="store_true", help="a quick run that shows that every row works")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--only", nargs="*", help="the rows to run")
@@ -390,9 +391,8 @@ def main() -> None:
     server.start()
     endpoint = f"http://127.0.0.1:{here.recv()}/v1/traces"
     try:
-        rows = {
-            name: run_row(name, steps, endpoint, rounds) for name in ROWS if not options.only or name in options.only
-        }
+        names = [name for name in ROWS if not options.only or name in options.only]
+        rows = run_rows(names, steps, endpoint, rounds)
     finally:
         server.terminate()
     print(f"{'microseconds a step':<28}{'caller':>10}{'wall':>10}{'all threads':>14}")
