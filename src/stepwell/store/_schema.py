@@ -114,9 +114,17 @@ SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 def read_version(db: sqlite3.Connection, path: str) -> int:
     """Return the schema's version, 0 for an empty file; raises `CorruptStoreError` for what is not ours to open."""
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # In one transaction: another process may be making the store, and must not come between the questions.
+    alone = not db.in_transaction
+    if alone:
+        db.execute("BEGIN")
+    try:
+        (application_id,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if alone:
+            db.execute("ROLLBACK")
     if application_id != APPLICATION_ID and (application_id or version or objects):
         raise CorruptStoreError(f"{path} is an SQLite database, but not a stepwell store")
     if version > SCHEMA_VERSION:
