@@ -669,7 +669,9 @@ def test_a_fork_in_the_middle_of_another_threads_append_leaves_the_child_free(ma
     finally:
         stop.set()
         thread.join()
-    assert drain(cursor) == list(range(count[0]))
+    read = drain(cursor)
+    over_the_cap = sum(cursor.ledger().dropped.values())  # a slow machine forks so slowly
+    assert read == list(range(over_the_cap, count[0]))
 
 
 def test_a_child_that_lives_on_does_not_hold_its_parents_lock(make: Callable[..., Journal]) -> None:
