@@ -670,7 +670,7 @@ def test_a_fork_in_the_middle_of_another_threads_append_leaves_the_child_free(ma
         stop.set()
         thread.join()
     read = drain(cursor)
-    over_the_cap = sum(cursor.ledger().dropped.values())  # a slow machine forks so slowly
+    over_the_cap = sum(cursor.ledger().dropped.values())  # which the thread reaches on a slow machine
     assert read == list(range(over_the_cap, count[0]))
 
 
