@@ -79,12 +79,17 @@ ORDER = [
     "__main__",
     "testing._fakes",
     "testing._captured",
+    "testing._store_reading_contract",
     "testing._store_contract",
     "testing._exporter_contract",
     "testing",
     "testing.plugin",
 ]
-SUITES = {"testing._store_contract", "testing._exporter_contract"}  # tests, shipped to users
+SUITES = {
+    "testing._store_reading_contract",
+    "testing._store_contract",
+    "testing._exporter_contract",
+}  # tests, shipped to users
 
 
 @cache
