@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -52,15 +51,6 @@ def make(tmp_path: Path, faults: Faults) -> Iterator[Callable[..., Journal]]:
     yield make
     for journal in made:
         journal.close()
-
-
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """Switch off what measures coverage: its lock can't bear a signal handler that runs while it is held."""
-    trace = sys.gettrace()
-    sys.settrace(None)
-    yield
-    sys.settrace(trace)
 
 
 def frame(number: int, size: int = 700) -> bytes:

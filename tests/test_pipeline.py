@@ -71,15 +71,6 @@ def hanging() -> Iterator[Hanging]:
             thread.join(10)
 
 
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """Switch off what measures coverage: its lock can't bear a signal handler that runs while it is held."""
-    trace = sys.gettrace()
-    sys.settrace(None)
-    yield
-    sys.settrace(trace)
-
-
 def names(exporter: MemoryExporter) -> list[str | None]:
     return [step.name for step in exporter.steps]
 

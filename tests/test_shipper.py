@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +21,6 @@ from stepwell.errors import ExportError, RejectedError
 from stepwell.exporters import Batch, Exporter
 
 Faults = list[tuple[str, str]]
-
-
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """Switch off what measures coverage: its lock can't bear a signal handler that runs while it is held."""
-    trace = sys.gettrace()
-    sys.settrace(None)
-    yield
-    sys.settrace(trace)
 
 
 class Destination:
