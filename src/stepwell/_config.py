@@ -95,7 +95,7 @@ def configure(
     arguments = dict(locals())
     settings = resolve(arguments, os.environ)
     with _state.lock:
-        exporters = _open_exporters(settings)
+        exporters = _open_exporters(settings, somebody_asked=True)
         old, _state.pipeline = _state.pipeline, None
         _state.settings, _state.exporters = settings, exporters
         _apply(settings)
@@ -116,21 +116,17 @@ def _replace(old: Pipeline, timeout: float) -> None:
                 _state.pipeline.start()
 
 
-def _open_exporters(settings: Settings) -> list[Exporter]:
-    from stepwell.exporters import open_exporter  # with the record codec, which recording does not need
-
-    return [open_exporter(item, settings.home) if isinstance(item, str) else item for item in settings.export]
-
-
-def _open_or_wait(settings: Settings) -> list[Exporter]:
-    """Open the exporters where nobody can be told of a failure; the journal keeps what is for one that failed."""
-    from stepwell.exporters import UnopenedExporter, open_exporter
+def _open_exporters(settings: Settings, *, somebody_asked: bool) -> list[Exporter]:
+    """Open the exporters. Where nobody asked, nobody can be told of a failure: one that failed gets a stand-in."""
+    from stepwell.exporters import UnopenedExporter, open_exporter  # with the record codec: recording does not need it
 
     opened: list[Exporter] = []
     for item in settings.export:
         try:
             opened.append(open_exporter(item, settings.home) if isinstance(item, str) else item)
-        except Exception as error:  # noqa: BLE001 - the program goes on
+        except Exception as error:
+            if somebody_asked:
+                raise
             RECORDER.fault("open an exporter", error)
             opened.append(UnopenedExporter(str(item), settings.home))
     return opened
@@ -182,7 +178,7 @@ def _settle() -> Settings:
 def _start() -> None:
     settings = _settle()
     if _state.exporters is None:
-        _state.exporters = _open_or_wait(settings)
+        _state.exporters = _open_exporters(settings, somebody_asked=False)
     _state.pipeline = _make_pipeline(settings, _state.exporters)
     journal = _state.pipeline.journal
     RECORDER.use_append(journal.append, journal.append_parts)

@@ -67,13 +67,10 @@ def _beginner(function: Any, recording: Recording) -> _Begin:
     keep = recording.options.get("capture_input")
     bind = binder(cast("Callable[..., Any]", function), None if keep is None or isinstance(keep, bool) else keep)
     wanted = None if keep is None else bool(keep)
-    recorder, type_, is_llm = RECORDER, recording.type, recording.type == "llm"
-    name, fill = recording.name or name, recording.fill if recording.options else None
+    recorder, open_step, is_llm = RECORDER, recording.open, recording.type == "llm"
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step:
-        step = Step.begin(type_, name)
-        if fill is not None:
-            fill(step)
+        step = open_step(name)
         if (recorder.capture_input if wanted is None else wanted) and step._live:
             try:
                 arguments = bind(args, kwargs)
@@ -227,7 +224,7 @@ class _Body:
         """Take the context that is current now for the body, and give the caller back the one before the step."""
         self._step = step
         self._keep = RECORDER.capture_output if keep is None else keep
-        self._inside = step.context
+        self._inside = get_current()
         self._active_ns = 0
         self._items: list[bytes] = []
         self._texts: list[str] | None = []

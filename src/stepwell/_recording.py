@@ -87,10 +87,10 @@ class Recording:
         """Open a step now and make it current; `name` is used where the recording has none."""
         step = Step.begin(self.type, self.name or name)
         if self.options:
-            self.fill(step)
+            self._fill(step)
         return step
 
-    def fill(self, step: Step) -> None:
+    def _fill(self, step: Step) -> None:
         """Set what the options say on a step that has just begun."""
         options = self.options
         try:

@@ -136,11 +136,6 @@ class Step(StepSpan):
         return place.within(thread, self.id if place.run_id is None and self.type == "run" else place.run_id)
 
     @property
-    def context(self) -> Context:
-        """The context inside the step: the current one, where the step has just begun."""
-        return get_current() if self._place is not _OFF else self._previous
-
-    @property
     def enclosing(self) -> Step | None:
         """The step around this one in the same process, also where a span of another library stands between."""
         around: Step | None = self._previous.get(STEP_KEY)  # type: ignore[assignment]
