@@ -62,7 +62,7 @@ def demo() -> None:
     variables = environment(ENVIRONMENT)
     install(variables, "--editable", ".[cli]")
     run(["stepwell", "demo"], variables)
-    sys.stdout.write(f"(the `stepwell` command is in {(ENVIRONMENT / 'bin').relative_to(ROOT)})\n")
+    sys.stdout.write("To type these commands as they stand, first: . .venv/bin/activate\n")
 
 
 def test(options: list[str]) -> None:
