@@ -56,7 +56,6 @@ def _forget() -> None:
     _config.reset()
     RECORDER._warned.clear()
     RECORDER._logged.clear()
-    RECORDER.open_steps.clear()
     attach(Context())
 
 

@@ -62,6 +62,7 @@ ORDER = [
     "exporters.sqlite",
     "_settings",
     "_shipper",
+    "_announcing",
     "_pipeline",
     "_config",
     "stepwell",

@@ -405,7 +405,7 @@ class TestLs:
         [
             (("models",), "can't list 'models', only runs, steps, threads"),
             (("--type", "tol"), "--type 'tol' is not one of assistant_message, embedding, llm, rerank, "),
-            (("--status", "ok"), "--status 'ok' is not one of cancelled, failed, pending, success"),
+            (("--status", "ok"), "--status 'ok' is not one of cancelled, failed, interrupted, pending, success"),
             (("--since", "yesterday"), "--since 'yesterday' is neither like 30m, 2h or 7d nor an ISO date or time"),
             (("--since", "999999w"), "--since '999999w' is neither"),
             (("--limit", "0"), "--limit '0' is not a whole number of 1 or more"),

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import stepwell as sw
-from stepwell import _config, _pipeline
+from stepwell import _announcing, _config, _pipeline
+from stepwell._announcing import Announcer
 from stepwell._pipeline import Pipeline, exporter_key, prepare_home
 from stepwell._recorder import RECORDER
 from stepwell._recovery import peek
@@ -144,14 +145,22 @@ def test_where_the_home_folder_cant_be_made_it_says_so_once(tmp_path: Path, capl
 # -- threads
 
 
-def test_nothing_starts_before_the_first_record(tmp_path: Path) -> None:
+def test_nothing_starts_before_the_first_step(tmp_path: Path) -> None:
     sw.configure(export=Keyed(), home=tmp_path / "home")
     assert threads() == []
     with sw.run("a"):
-        pass
+        assert threads() == ["stepwell-keeper", "stepwell-keyed"]
     assert threads() == ["stepwell-keeper", "stepwell-keyed"]
     assert sw.shutdown()
     assert threads() == []
+
+
+def test_where_no_step_is_sampled_nothing_starts(tmp_path: Path) -> None:
+    sw.configure(export=Keyed(), home=tmp_path / "home", sample=0)
+    with sw.run("a"):
+        pass
+    assert threads() == []
+    assert not (tmp_path / "home").exists()
 
 
 def test_where_no_thread_can_be_had_the_journal_keeps_the_records(
@@ -192,7 +201,7 @@ def test_what_is_no_text_is_no_key(key: object) -> None:
 
 
 def test_a_step_that_is_open_for_long_is_announced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_pipeline, "ANNOUNCE_AFTER_NS", 1000)
+    monkeypatch.setattr(_announcing, "ANNOUNCE_AFTER_NS", 1000)
     monkeypatch.setattr(_pipeline, "HEARTBEAT_S", 0.01)
     exporter = Keyed()
     sw.configure(export=exporter, home=tmp_path / "home")
@@ -216,13 +225,13 @@ def test_a_failure_in_the_keeper_is_counted_and_it_goes_on(tmp_path: Path, monke
     failed = threading.Event()
     calls = [0]
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         calls[0] += 1
         if calls[0] > 2:
             failed.set()
         raise ValueError("broken")
 
-    monkeypatch.setattr(Pipeline, "_announce", fail)
+    monkeypatch.setattr(Announcer, "announce", fail)
     with sw.run("a"):
         pass
     assert failed.wait(10)
@@ -556,7 +565,7 @@ def test_a_finaliser_that_records_while_the_pipeline_is_made_is_heard(
     with sw.run("outer"):
         pass
     assert sw.flush()
-    assert names(exporter) == ["outer", "inner"]
+    assert names(exporter) == ["inner", "outer"]
     assert len(list((tmp_path / "home" / "journal").iterdir())) == 1
 
 

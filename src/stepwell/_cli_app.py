@@ -37,7 +37,7 @@ Type = Annotated[
 Name = Annotated[str | None, typer.Option(help="Keep those with exactly this name.", show_default=False)]
 Tag = Annotated[list[str] | None, typer.Option(help="Keep those with this tag; may be repeated.", show_default=False)]
 Status = Annotated[
-    str | None, typer.Option(help="Keep pending, success, failed or cancelled steps.", show_default=False)
+    str | None, typer.Option(help="Keep pending, success, failed, cancelled or interrupted steps.", show_default=False)
 ]
 Model = Annotated[str | None, typer.Option(help="Keep steps of this model.", show_default=False)]
 Thread = Annotated[str | None, typer.Option(help="Keep steps of the thread with this id.", show_default=False)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +10,9 @@ from typing import NamedTuple
 
 from msgspec import DecodeError, Struct, json
 
-from stepwell._segment import FIRST, read_sequence, scan
+from stepwell._recovery import LeftOpen, segments_of, sessions_in
+from stepwell._segment import FIRST, scan
+from stepwell._session import CursorFile, Place, is_locked
 
 __all__ = ["Feed", "Session", "rejected", "survey"]
 
@@ -29,56 +29,37 @@ class Session(NamedTuple):
 
 def survey(journal: Path) -> list[Session]:
     """Look at every session, the oldest first."""
-    return [_look(path) for path in _folders(journal)]
+    return [_look(path) for path in sessions_in(journal)]
 
 
 def _look(session: Path) -> Session:
-    alive = _is_locked(session / "lock")
+    alive = is_locked(session)
     places = dict(_places(session))
     waiting = dict.fromkeys(places, 0)
     frames = torn = 0
-    for path in session.glob("*.seg"):
+    left_open = LeftOpen(session)
+    for path, _ in segments_of(session):
         with suppress(OSError):
             found = scan(path.read_bytes())
             if found is None or not found.sequence:
                 continue
             frames += len(found.frames)
             torn += 0 if alive else found.torn
-            for key, place in places.items():
-                waiting[key] += sum((found.sequence, at) >= place for at, _, _ in found.frames)
+            for at, _, frame in found.frames:
+                left_open.see(frame)
+                for key, place in places.items():
+                    waiting[key] += (found.sequence, at) >= place
+    if not alive:
+        for key, place in places.items():
+            waiting[key] += sum(1 for _ in left_open.frames(place))
     return Session(session, alive, frames, torn, waiting)
 
 
-def _folders(journal: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(path for path in journal.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return []
-
-
-def _places(session: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Read the cursor files (`stepwell._session` tells their format); a damaged place is the beginning."""
+def _places(session: Path) -> Iterator[tuple[str, Place]]:
+    """Read the place of each exporter by its key, which the cursor file holds too."""
     for path in session.glob("*.cursor"):
-        with suppress(OSError, ValueError):
-            place, key = path.read_bytes().split(b"\n")[:2]
-            try:
-                sequence, offset = map(int, place.split(b" "))
-            except ValueError:
-                sequence = offset = 0
-            yield key.decode(), (sequence, offset)
-
-
-def _is_locked(lock: Path) -> bool:
-    try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+        with suppress(OSError, ValueError, IndexError):
+            yield path.read_bytes().split(b"\n")[1].decode(), CursorFile(path).read()
 
 
 class Feed:
@@ -91,11 +72,11 @@ class Feed:
 
     def frames(self) -> list[bytes]:
         """Return what was appended since the last call."""
-        return [frame for session in _folders(self._journal) for frame in self._of_session(session)]
+        return [frame for session in sessions_in(self._journal) for frame in self._of_session(session)]
 
     def _of_session(self, session: Path) -> Iterator[bytes]:
-        segments = sorted(_numbered(session))
-        for sequence, path in segments:
+        segments = segments_of(session)
+        for path, sequence in segments:
             place = session.name, sequence
             if place in self._full:
                 continue
@@ -106,16 +87,8 @@ class Feed:
                 start = self._read.get(place, FIRST)
                 yield from (frame for at, _, frame in found.frames if at >= start)
                 self._read[place] = max([start, *(after for _, after, _ in found.frames)])
-                if sequence != segments[-1][0]:
+                if sequence != segments[-1][1]:
                     self._full.add(place)
-
-
-def _numbered(session: Path) -> Iterator[tuple[int, Path]]:
-    for path in session.glob("*.seg"):
-        with suppress(OSError):
-            sequence = read_sequence(path)
-            if sequence is not None:
-                yield sequence, path
 
 
 class _Letter(Struct):

@@ -2,7 +2,8 @@
 
 What must stay true:
 
-1. Nothing starts, no thread, no file, before the first record.
+1. Nothing starts, no thread, no file, before the first step. With it all does, not with the first record: a step that
+   takes long must be on disk before its process can die.
 2. Configuring again flushes and closes the old exporters; no record falls between the two.
 3. Exit takes no longer than `exit_timeout`; what is not delivered by then stays in the journal, and what is recorded
    later still goes there.
@@ -136,7 +137,7 @@ def _apply(settings: Settings) -> None:
     """Set the recorder up."""
     recorder = RECORDER
     recorder.use_capture(Capture(max_field_bytes=settings.max_field_bytes, redact=settings.redact))
-    recorder.enabled, recorder.strict, recorder.ready = settings.enabled, settings.strict, True
+    recorder.enabled, recorder.strict, recorder.ready = settings.enabled, settings.strict, False
     recorder.capture_input, recorder.capture_output = settings.capture_input, settings.capture_output
     recorder.sample_bound = round(settings.sample * (1 << 56))
     recorder.blobs = None if settings.home is None else BlobStore(settings.home.absolute() / "blobs")
@@ -148,20 +149,26 @@ def _apply(settings: Settings) -> None:
 
 
 def _first_append(frame: bytes) -> None:
-    """Start journal and shippers, with the first record."""
+    """Start journal and shippers, where a record comes before any step, or where the first step could not."""
     with _state.lock:
         if _state.starting:
             _state.early.append(frame)
             return
         if RECORDER.append is _first_append:
-            _state.starting = True
-            try:
-                _start()
-            finally:
-                _state.starting = False
+            _start()
     RECORDER.append(frame)
-    while _state.early:
-        RECORDER.append(_state.early.pop(0))
+
+
+def _first_step() -> None:
+    """Settle the settings, and start what the first step will need when it ends, or does not."""
+    with _state.lock:
+        RECORDER.ready = True
+        try:
+            settings = _settle()
+            if settings.enabled and settings.sample and RECORDER.append is _first_append and not _state.starting:
+                _start()
+        except Exception as error:  # noqa: BLE001 - the containment door
+            RECORDER.fault("start recording", error)
 
 
 def _settle() -> Settings:
@@ -172,21 +179,28 @@ def _settle() -> Settings:
                 {}, os.environ, forgive=lambda error: log.error("stepwell ignores a setting: %s", error)
             )
             _apply(_state.settings)
+            RECORDER.ready = True
         return _state.settings
 
 
 def _start() -> None:
-    settings = _settle()
-    if _state.exporters is None:
-        _state.exporters = _open_exporters(settings, somebody_asked=False)
-    _state.pipeline = _make_pipeline(settings, _state.exporters)
-    journal = _state.pipeline.journal
-    RECORDER.use_append(journal.append, journal.append_parts)
-    if not _state.closing:
-        _state.pipeline.start()
-    if not _state.registered:
-        _state.registered = True
-        atexit.register(_at_exit)
+    _state.starting = True
+    try:
+        settings = _settle()
+        if _state.exporters is None:
+            _state.exporters = _open_exporters(settings, somebody_asked=False)
+        _state.pipeline = _make_pipeline(settings, _state.exporters)
+        journal = _state.pipeline.journal
+        RECORDER.use_append(journal.append, journal.append_parts)
+        if not _state.closing:
+            _state.pipeline.start()
+        if not _state.registered:
+            _state.registered = True
+            atexit.register(_at_exit)
+    finally:
+        _state.starting = False
+    while _state.early:
+        RECORDER.append(_state.early.pop(0))
 
 
 def _make_pipeline(settings: Settings, exporters: Sequence[Exporter]) -> Pipeline:
@@ -217,6 +231,8 @@ def shutdown(timeout: float = 5.0) -> bool:
     """
     with _state.lock:
         pipeline, _state.pipeline = _state.pipeline, None
+        if pipeline is not None:
+            pipeline.interrupt()
         RECORDER.use_append(_drop)
         RECORDER.enabled = False
     return True if pipeline is None else pipeline.close(time.monotonic() + timeout, _forward)
@@ -245,6 +261,7 @@ def _at_exit() -> None:
         pipeline, settings = _state.pipeline, _state.settings
         if pipeline is None or settings is None:
             return
+        pipeline.interrupt()
         _state.pipeline = None
         RECORDER.use_append(_late_append)
     pipeline.close(time.monotonic() + settings.exit_timeout, _forward)
@@ -284,6 +301,7 @@ def _in_child() -> None:
         pipeline.abandon()
         _state.exporters = None
         RECORDER.use_append(_first_append)
+        RECORDER.ready = False
 
 
 def reset() -> None:
@@ -293,11 +311,11 @@ def reset() -> None:
         _state.settings = _state.exporters = None
         _state.after_shutdown = 0
         _apply(Settings())
-        RECORDER.ready = False
+        RECORDER.forget_open()
         RECORDER.faults.clear()
         RECORDER.use_append(_first_append)
 
 
 RECORDER.use_append(_first_append)
-RECORDER.settle = _settle
+RECORDER.settle = _first_step
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from stepwell._announcing import Announcer
 from stepwell._journal import Journal
 from stepwell._recorder import Recorder
 from stepwell._recovery import Orphan, adopt, trim
@@ -26,8 +27,7 @@ from stepwell.exporters import Exporter
 
 __all__ = ["Pipeline", "exporter_key", "prepare_home"]
 
-HEARTBEAT_S: Final = 0.5
-ANNOUNCE_AFTER_NS: Final = 1_000_000_000
+HEARTBEAT_S: Final = 0.25
 ADOPT_EVERY_S: Final = 30.0
 
 
@@ -43,6 +43,7 @@ class Pipeline:
         self._torn = 0
         self._orphans: list[Orphan] = []
         self._stopping = False
+        self._announcer = Announcer(recorder)
         self.shippers = [self._shipper(exporter, name) for name, exporter in _named(exporters)]
         self._keeper = threading.Thread(target=self._keep, name="stepwell-keeper", daemon=True)
 
@@ -90,6 +91,13 @@ class Pipeline:
             orphan.close()
         return all(done)
 
+    def interrupt(self) -> None:
+        """Write long steps that are open as interrupted: this is the end of the process, or of its recording."""
+        try:
+            self._announcer.interrupt(self.journal.session, self.journal.append)
+        except Exception as error:  # noqa: BLE001 - the containment door
+            self._recorder.fault("write down what is interrupted", error)
+
     def abandon(self) -> None:
         """Let go of everything in a forked child: journal and orphans stay the parent's."""
         self.journal.abandon()
@@ -118,7 +126,7 @@ class Pipeline:
         while True:
             try:
                 self.journal.tend()
-                self._announce()
+                self._announcer.announce(self.journal.session)
                 if time.monotonic() - adopted_at >= ADOPT_EVERY_S:
                     adopted_at = time.monotonic()
                     self._forget_finished()
@@ -133,12 +141,6 @@ class Pipeline:
         for orphan in [orphan for orphan in self._orphans if orphan.closed]:
             self._orphans.remove(orphan)
             self._torn += orphan.torn
-
-    def _announce(self) -> None:
-        open_steps = self._recorder.open_steps
-        for span_id, step in open_steps.copy().items():  # a copy is one operation: steps begin and end meanwhile
-            if step.announce(ANNOUNCE_AFTER_NS):
-                open_steps.pop(span_id, None)  # once is enough, and a step that never ends can be collected
 
 
 def exporter_key(exporter: Exporter) -> str | None:

@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,7 @@ log.addHandler(logging.NullHandler())  # else Python prints warnings on a progra
 
 CLOCK_SET_NS: Final = 100_000_000  # a jump of the wall clock by more is somebody setting it
 LOG_EVERY_S: Final = 60.0
+MAX_ANNOUNCED: Final = 10_000  # steps that are known to be open for long; more can only be leaked ones
 MAX_CALL_SITES: Final = 1000  # remembered as warned about; beyond that, warnings of new ones are only counted
 _SAMPLE_ALL: Final = 1 << 56
 _PACKAGE: Final = str(Path(__file__).parent) + os.sep
@@ -88,7 +89,7 @@ class Recorder:
     """Settings, capture, clock, ids and journal of all steps. Fields are read on every step: no properties."""
 
     def __init__(self) -> None:
-        self.ready = False  # whether the settings stand; `settle` makes them, with the first step
+        self.ready = False  # whether the settings stand and all is started: `settle` does it, with the first step
         self.settle: Callable[[], object] = _nothing
         self.enabled = True
         self.strict = False
@@ -103,6 +104,8 @@ class Recorder:
         self._offset = 0
         self.use_ids(_random_ids())
         self.open_steps: dict[str, Step] = {}
+        self.announced: dict[str, None] = {}  # ids of those written as pending, which are not in `open_steps` any more
+        self.ended: deque[str] = deque(maxlen=MAX_ANNOUNCED)  # of these, the ones that have ended since
         self.faults: Counter[str] = Counter()
         self._logged: dict[str, float] = {}
         self._warned: set[tuple[str, int, str]] = set()
@@ -158,7 +161,13 @@ class Recorder:
     def after_fork(self) -> None:
         """Forget what is the parent's: its open steps, and the state of its random numbers."""
         self.use_ids(_random_ids())
+        self.forget_open()
+
+    def forget_open(self) -> None:
+        """Forget the steps that are open, which end without being told apart from others."""
         self.open_steps = {}
+        self.announced = {}
+        self.ended.clear()
 
     def new_id(self) -> str:
         """Make an id for what is not a step: a UUIDv7."""

@@ -20,11 +20,45 @@ from pathlib import Path
 from typing import Final
 
 from stepwell._segment import read_sequence, scan
-from stepwell._session import DONE, CursorFile, Place, remove_session, try_lock, unlock
+from stepwell._session import (
+    DONE,
+    CursorFile,
+    Place,
+    is_locked,
+    read_open,
+    remove_session,
+    try_lock,
+    unlock,
+)
 
-__all__ = ["Orphan", "OrphanSource", "adopt", "peek", "trim"]
+__all__ = ["LeftOpen", "Orphan", "OrphanSource", "adopt", "peek", "segments_of", "sessions_in", "trim"]
 
 FORGOTTEN_AFTER_MS: Final = 24 * 60 * 60 * 1000
+INTERRUPTED: Final = DONE - 1  # as a sequence: behind a dead process's last segment stand the steps it left open
+_ID: Final = slice(len('{"kind":"step","id":"'), len('{"kind":"step","id":"') + 36)  # in a step's frame
+
+
+class LeftOpen:
+    """The long steps that were open when a process died: updates that say `interrupted`, behind all its frames."""
+
+    def __init__(self, session: Path) -> None:
+        self._ids = read_open(session)
+        self._ended: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def see(self, frame: bytes) -> None:
+        """Take note of a frame of the process: the list of what is open is half a second older than the last ones."""
+        if self._ids and b'"status":"pending"' not in frame:
+            self._ended.add(frame[_ID].decode("ascii", "replace"))
+
+    def frames(self, start: Place) -> Iterator[tuple[Place, bytes]]:
+        """Yield the updates behind a place, each with the place after it."""
+        for number, id in enumerate(self._ids, start=1):
+            place = Place(INTERRUPTED, number)
+            if place > start and id not in self._ended:
+                yield place, b'{"kind":"step","id":"%b","status":"interrupted"}' % id.encode()
 
 
 class OrphanSource:
@@ -85,8 +119,9 @@ class Orphan:
 
     def frames(self, start: Place) -> Iterator[tuple[Place, bytes]]:
         """Yield frames behind a place, each with the place after it, reading one segment at a time."""
-        for path, sequence in _segments(self.session):
-            if sequence < start.sequence:
+        left_open = LeftOpen(self.session)
+        for path, sequence in segments_of(self.session):
+            if sequence < start.sequence and not left_open:
                 continue
             try:
                 found = scan(path.read_bytes())
@@ -99,8 +134,10 @@ class Orphan:
                 self._seen.add(path)
                 self.torn += found.torn
             for at, after, frame in found.frames:
-                if sequence > start.sequence or at >= start.offset:
+                left_open.see(frame)
+                if (sequence, at) >= start:
                     yield Place(sequence, after), frame
+        yield from left_open.frames(start)
 
     @property
     def closed(self) -> bool:
@@ -134,7 +171,7 @@ class Orphan:
 def adopt(folder: Path, keys: Collection[str]) -> Iterator[Orphan]:
     """Lock and yield each dead session that holds something for one of the exporters `keys`; remove what is empty."""
     _remove_unborn(folder)
-    for session in _sessions(folder):
+    for session in sessions_in(folder):
         lock_fd = try_lock(session)
         if lock_fd is None:
             continue
@@ -147,15 +184,23 @@ def adopt(folder: Path, keys: Collection[str]) -> Iterator[Orphan]:
 
 def peek(folder: Path, key: str) -> Iterator[bytes]:
     """Yield what exporter `key` has not delivered, of every session, dead or alive; all where it has no cursor."""
-    for session in _sessions(folder):
+    for session in sessions_in(folder):
         start = Place(0, 0)
         with contextlib.suppress(OSError):
             start = CursorFile(session / CursorFile.name_for(key)).read()
-        for path, sequence in _segments(session):
+        left_open = None if is_locked(session) else LeftOpen(session)
+        for path, sequence in segments_of(session):
             with contextlib.suppress(OSError):
-                found = scan(path.read_bytes()) if sequence >= start.sequence else None
-                if found is not None and found.sequence == sequence:  # else it was delivered, and used again since
-                    yield from (frame for at, _, frame in found.frames if (sequence, at) >= start)
+                found = scan(path.read_bytes()) if sequence >= start.sequence or left_open else None
+                if found is None or found.sequence != sequence:
+                    continue  # it was delivered, and used again since
+                for at, _, frame in found.frames:
+                    if left_open is not None:
+                        left_open.see(frame)
+                    if (sequence, at) >= start:
+                        yield frame
+        if left_open is not None:
+            yield from (frame for _, frame in left_open.frames(start))
 
 
 def trim(folder: Path, max_bytes: int, keys: Collection[str]) -> Counter[str]:
@@ -165,9 +210,9 @@ def trim(folder: Path, max_bytes: int, keys: Collection[str]) -> Counter[str]:
     """
     lost: Counter[str] = Counter()
     sizes: list[tuple[Path, int, int]] = []
-    for session in _sessions(folder):
+    for session in sessions_in(folder):
         with contextlib.suppress(OSError):
-            sizes += [(path, number, path.stat().st_size) for path, number in _segments(session)]
+            sizes += [(path, number, path.stat().st_size) for path, number in segments_of(session)]
     total = sum(size for _, _, size in sizes)
     for path, sequence, size in sizes:
         if total <= max_bytes:
@@ -210,7 +255,7 @@ def _places(session: Path) -> dict[str, Place]:
     return places
 
 
-def _sessions(folder: Path) -> list[Path]:
+def sessions_in(folder: Path) -> list[Path]:
     """Return the session folders, oldest first: names begin with the time of their making."""
     with contextlib.suppress(OSError):
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -226,7 +271,7 @@ def _remove_unborn(folder: Path) -> None:
                 remove_session(path)
 
 
-def _segments(session: Path) -> list[tuple[Path, int]]:
+def segments_of(session: Path) -> list[tuple[Path, int]]:
     """Return a session's segment files with their sequence numbers, in order of sequence (files are used again)."""
     numbered: list[tuple[Path, int]] = []
     for path in session.glob("*.seg"):

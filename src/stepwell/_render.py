@@ -312,6 +312,8 @@ def _states(node: Node) -> Line:
         line.append(("  ⊘ cancelled", "yellow"))
     elif node.status == "pending":
         line.append(("  ◌ pending", "yellow"))
+    elif node.status == "interrupted":
+        line.append(("  ⌁ interrupted", "bold yellow"))
     if node.downgraded_from:
         line.append((f"  ↓ was {clean(node.downgraded_from, 30)}, without messages or prompt", "yellow"))
     return line

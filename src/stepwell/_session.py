@@ -6,8 +6,9 @@ What must stay true:
 2. A folder is locked before others can see it, and is unlocked only after it was removed, or is left for adoption.
 3. No descriptor of a cursor file is kept: a late writer can't hit a file that was given the same number since.
 
-A session folder holds `lock`, `NNNNNN.seg`, and for each exporter that outlives the process `NAME.cursor`: a line with
-sequence and offset up to which it has delivered, and a line with its key.
+A session folder holds `lock`, `NNNNNN.seg`, for each exporter that outlives the process `NAME.cursor`: a line with
+sequence and offset up to which it has delivered, and a line with its key; and `open`: the ids of the steps that were
+announced as pending and have not ended, a line each.
 """
 
 from __future__ import annotations
@@ -16,15 +17,30 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import time
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["DONE", "CursorFile", "Place", "Session", "remove_session", "try_lock", "unlock"]
+__all__ = [
+    "DONE",
+    "CursorFile",
+    "Place",
+    "Session",
+    "is_locked",
+    "note_open",
+    "read_open",
+    "remove_session",
+    "try_lock",
+    "unlock",
+]
 
 DONE: Final = 10**19  # as a sequence: this exporter has delivered all there will ever be
 _LOCK: Final = "lock"
+_OPEN: Final = "open"
+_ID: Final = re.compile(rb"[0-9a-f-]{36}")
 
 
 class Session:
@@ -128,6 +144,36 @@ def remove_session(session: Path) -> None:
                 path.unlink()
         (session / _LOCK).unlink(missing_ok=True)
         session.rmdir()
+
+
+def note_open(session: Path, ids: Iterable[str]) -> None:
+    """Write down which announced steps are open: should the process die, they are interrupted. Raises `OSError`."""
+    written = session / f"{_OPEN}.new"
+    written.write_text("".join(f"{id}\n" for id in ids))
+    written.replace(session / _OPEN)
+
+
+def read_open(session: Path) -> list[str]:
+    """Return the ids that `note_open` wrote last."""
+    try:
+        return [id.decode() for id in (session / _OPEN).read_bytes().split() if _ID.fullmatch(id)]
+    except OSError:
+        return []
+
+
+def is_locked(session: Path) -> bool:
+    """Tell whether a session's process lives, or somebody has adopted it, without taking the lock."""
+    try:
+        fd = os.open(session / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def try_lock(session: Path) -> int | None:

@@ -264,12 +264,13 @@ class Step(StepSpan):
         if not self._live:
             return
         try:
-            RECORDER.open_steps.pop(self.id, None)
+            if RECORDER.open_steps.pop(self.id, None) is None:
+                RECORDER.ended.append(self.id)  # it was announced
             if end_ns is None:
                 end_ns = self._place.offset + RECORDER.monotonic_ns()
             if self.type == "llm":
                 self._check_llm()
-            end = f',"end_ns":{end_ns}'
+            end = f',"end_ns":{end_ns},"status":"{self._status}"'
             try:
                 parts = self._parts(end)
             except Exception as error:  # noqa: BLE001 - the program has changed type or name to what is none
@@ -305,7 +306,7 @@ class Step(StepSpan):
         parts = [
             (
                 f'{{"kind":"step","id":"{self.id}{place.scope}{above}'
-                f'{RECORDER.label(self.type, self.name)}{place.offset + self._start}{end},"status":"{self._status}"'
+                f"{RECORDER.label(self.type, self.name)}{place.offset + self._start}{end}"
             ).encode()
         ]
         if self._input is not None:
@@ -341,8 +342,8 @@ class Step(StepSpan):
         """Write the step as pending if it is open for longer than that. The journal's keeper calls it."""
         if not self._live or RECORDER.monotonic_ns() - self._start < older_than_ns:
             return False
-        frame = b"".join(self._parts(""))
-        if self._live and b'"status":"pending"' in frame:  # else it ended meanwhile, on its own thread
+        frame = b"".join(self._parts(',"status":"pending"'))
+        if self._live:  # else it ended meanwhile, on its own thread; where it ends just now, stores know what is late
             RECORDER.append(frame)
         return True
 

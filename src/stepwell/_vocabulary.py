@@ -18,7 +18,7 @@ StepType = Literal[
     "assistant_message",
     "system_message",
 ]
-Status = Literal["pending", "success", "failed", "cancelled"]
+Status = Literal["pending", "success", "failed", "cancelled", "interrupted"]
 ScoreType = Literal["HUMAN", "CODE", "AI"]
 
 STEP_TYPES: Final[frozenset[str]] = frozenset(get_args(StepType))

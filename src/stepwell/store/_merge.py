@@ -3,7 +3,8 @@
 What must stay true:
 
 1. Present fields win, absent ones stay; tags unite in order of first appearance; attachments and scores unite by id.
-2. A finished step never goes back to `pending`: a `pending` record that comes late only fills what is missing.
+2. A finished step never goes back to `pending`, nor does it become `interrupted`: a record that says so comes late and
+   only fills what is missing.
 3. Merging a record into itself changes nothing, so delivery may repeat.
 4. An `llm` step that is finished without messages and prompt is a `run` that says so; messages that come later make
    it `llm` again.
@@ -43,6 +44,13 @@ def is_finished(step: StepRecord) -> bool:
     return step.end_ns is not None or step.status not in {None, "pending"}
 
 
+def _is_late(old: StepRecord, new: StepRecord) -> bool:
+    """Tell whether `new` says less of the step's end than is known."""
+    return (new.status == "pending" and is_finished(old)) or (
+        new.status == "interrupted" and is_finished(old) and old.status != "interrupted"
+    )
+
+
 def is_prompted(generation: Generation | None) -> bool:
     """Tell whether a generation holds what was asked: messages or a prompt."""
     return generation is not None and not (_is_empty(generation.messages) and _is_empty(generation.prompt))
@@ -60,7 +68,7 @@ def apply_llm_rule(step: StepRecord, generation: Generation | None) -> None:
 
 def merge_step(old: StepRecord, new: StepRecord) -> StepRecord:
     """Return `old` updated by `new`, the llm rule applied. Raises `UsageError` for a generation that is not one."""
-    late = new.status == "pending" and is_finished(old)
+    late = _is_late(old, new)
     base, top = (new, old) if late else (old, new)
     merged = _overlay(base, top, _STEP_LISTS)
     if late:

@@ -153,7 +153,7 @@ def capture(**settings: Any) -> Generator[Captured]:
     state, context = _config._state, get_current()
     with state.lock:
         before = state.settings, state.exporters, state.pipeline, state.after_shutdown
-        append, enabled = RECORDER.append, RECORDER.enabled
+        append, append_parts, enabled = RECORDER.append, RECORDER.append_parts, RECORDER.enabled
         told = RECORDER.faults, RECORDER._logged, RECORDER._warned
         state.pipeline = None  # so that `configure` leaves it alone
         try:
@@ -170,5 +170,5 @@ def capture(**settings: Any) -> Generator[Captured]:
         with state.lock:
             state.settings, state.exporters, state.pipeline, state.after_shutdown = before
             _config._apply(before[0] or Settings())
-            RECORDER.append, RECORDER.enabled = append, enabled
+            RECORDER.append, RECORDER.append_parts, RECORDER.enabled = append, append_parts, enabled
             RECORDER.faults, RECORDER._logged, RECORDER._warned = told

@@ -189,6 +189,16 @@ class StoreContract(StoreReadingContract):
         assert found.attachments[0].name == "new"
         assert store.add([late]) == AddResult(0, 1)
 
+    def test_an_interrupted_step_is_one_whose_end_nobody_knows(self, store: Store) -> None:
+        interrupted = step("a", status="interrupted")
+        store.add([step("a", type="tool", start_ns=4, status="pending", input=b"1"), interrupted])
+        found = store.step("a")
+        assert (found.status, found.end_ns, found.input) == ("interrupted", None, Raw(b"1"))
+        store.add([step("a", status="pending")])
+        assert store.step("a").status == "interrupted"
+        store.add([finished("a", 4), interrupted])
+        assert (store.step("a").status, store.step("a").end_ns) == ("success", 5)
+
     def test_a_step_with_an_end_and_no_status_is_finished(self, store: Store) -> None:
         store.add([step("a", end_ns=5), step("a", status="pending")])
         assert store.step("a") == StepRecord("a", end_ns=5)
