@@ -36,6 +36,8 @@ ORDER = [
     "_thread",
     "_span",
     "_step",
+    "_generating",
+    "_following",
     "_decorating",
     "_recording",
     "_propagation",

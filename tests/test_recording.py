@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import dataclasses
 import functools
 import inspect
 import pickle
@@ -10,7 +12,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 import stepwell as sw
 from stepwell._recording import StepKind
+from stepwell.errors import UsageError
 from stepwell.testing import Captured
 
 PACKAGE = str(Path(sw.__file__).parent)
@@ -290,6 +292,103 @@ def test_a_property_and_a_call_method_are_recorded(captured: Captured) -> None:
     assert [step.name for step in captured.steps] == ["value", "__call__"]
 
 
+class Descriptors:
+    def __init__(self) -> None:
+        self.computed = 0
+
+    @sw.tool
+    @property
+    def above_property(self) -> int:
+        """What it is."""
+        return 5
+
+    @above_property.setter
+    def above_property(self, value: int) -> None:
+        self.computed = value
+
+    @sw.tool
+    @functools.cached_property
+    def above_cached(self) -> int:
+        self.computed += 1
+        return self.computed
+
+    @functools.cached_property
+    @sw.tool
+    def below_cached(self) -> int:
+        self.computed += 1
+        return self.computed
+
+    def power(self, base: int, exponent: int) -> int:
+        return base**exponent
+
+    square = sw.tool("square")(functools.partialmethod(power, exponent=2))
+
+
+def test_a_property_can_be_decorated_from_above(captured: Captured) -> None:
+    given = Descriptors()
+    assert given.above_property == 5
+    given.above_property = 7
+    assert given.computed == 7
+    assert Descriptors.above_property.__doc__ == "What it is."
+    assert [(step.name, bytes(step.input)) for step in captured.steps] == [("above_property", b"{}")]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["above_cached", "below_cached"])
+def test_a_cached_property_is_recorded_when_it_is_computed(name: str, captured: Captured) -> None:
+    given = Descriptors()
+    assert [getattr(given, name), getattr(given, name)] == [1, 1]
+    assert [step.name for step in captured.steps] == [name]
+
+
+def test_a_partial_method_is_recorded_with_all_its_arguments(captured: Captured) -> None:
+    assert Descriptors().square(3) == 9
+    assert captured.fields("square")["input"] == {"base": 3, "exponent": 2}
+
+
+def test_methods_of_a_dataclass_are_recorded_and_its_fields_stay(captured: Captured) -> None:
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Point:
+        x: int
+        y: int = 2
+
+        @sw.tool
+        def sum(self, *, scale: int = 1) -> int:
+            return (self.x + self.y) * scale
+
+        @sw.tool
+        def __post_init__(self) -> None:
+            pass
+
+    assert Point(1).sum(scale=2) == 6
+    assert [field.name for field in dataclasses.fields(Point)] == ["x", "y"]
+    assert captured.fields("sum")["input"] == {"scale": 2}
+    assert [step.name for step in captured.steps] == ["__post_init__", "sum"]
+
+
+def test_an_abstract_method_stays_abstract(captured: Captured) -> None:
+    class Base(abc.ABC):
+        @sw.tool
+        @abc.abstractmethod
+        def work(self) -> int: ...
+
+    class Derived(Base):
+        @sw.tool
+        def work(self) -> int:
+            return 1
+
+    with pytest.raises(TypeError, match="abstract"):
+        Base()
+    assert Derived().work() == 1
+
+
+def test_a_class_is_refused_where_it_is_decorated() -> None:
+    with pytest.raises(UsageError, match=r"a class can't be decorated, only its methods, got <class .*Agent'>"):
+
+        @sw.run
+        class Agent:
+            pass
+
+
 def test_a_partial_is_recorded_under_the_name_of_its_function(captured: Captured) -> None:
     def power(base: int, exponent: int) -> int:
         return base**exponent
@@ -391,7 +490,7 @@ class BareError(Exception):
     pass
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class FrozenError(Exception):
     code: int
 
@@ -622,8 +721,6 @@ WRONG: list[tuple[Callable[[], object], str]] = [
 
 @pytest.mark.parametrize(("wrong", "message"), WRONG)
 def test_what_is_wrong_raises_where_it_is_written(wrong: Callable[[], object], message: str) -> None:
-    from stepwell.errors import UsageError
-
     with pytest.raises(UsageError, match=message):
         wrong()
     assert sw.current_step() is None
@@ -636,7 +733,5 @@ def test_an_option_there_is_not_raises_type_error() -> None:
 
 
 def test_capture_input_must_not_be_a_string() -> None:
-    from stepwell.errors import UsageError
-
     with pytest.raises(UsageError, match="capture_input"):
         sw.tool("x", capture_input="query")(lambda query: query)

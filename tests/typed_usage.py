@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, assert_type, overload
 
@@ -105,6 +106,21 @@ class Agent(Generic[K]):
     def value(self) -> int:
         return 1
 
+    @sw.tool  # type: ignore[prop-decorator] # mypy allows no decorator above a property
+    @property
+    def value_above(self) -> int:
+        return 1
+
+    @sw.tool("x")  # type: ignore[prop-decorator]
+    @cached_property
+    def cached_above(self) -> int:
+        return 1
+
+    @cached_property
+    @sw.tool
+    def cached_below(self) -> int:
+        return 1
+
 
 def decorated_functions_keep_their_types() -> None:
     assert_type(bare("x"), list[str])
@@ -132,6 +148,9 @@ def decorated_methods_keep_their_types() -> None:
     assert_type(agent.above_classmethod(1), str)
     assert_type(Agent.above_staticmethod(1), str)
     assert_type(agent.value, int)
+    assert_type(agent.value_above, int)
+    assert_type(agent.cached_above, int)
+    assert_type(agent.cached_below, int)
 
 
 async def decorated_coroutines_keep_their_types() -> None:

@@ -11,11 +11,12 @@ What must stay true:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partialmethod
 from typing import Any, Final, TypeVar, cast, get_args, overload
 
 from stepwell._checks import checked_parameters, checked_tags, shown
 from stepwell._context import current_step, current_thread
-from stepwell._decorating import decorate
+from stepwell._decorating import DESCRIPTORS, decorate
 from stepwell._details import Attachment
 from stepwell._recorder import RECORDER
 from stepwell._step import STEP_OPTIONS, Step
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+D = TypeVar("D", bound="property | cached_property[Any] | partialmethod[Any]")
 _MODEL_TYPES: Final = frozenset({"llm", "embedding", "rerank"})
 
 
@@ -55,8 +57,12 @@ class Recording:
         self.options = options
         self._steps: list[Step] = []  # more than one when the same object is entered again before it is left
 
-    def __call__(self, function: F) -> F:
-        """Decorate a function: every call is a step."""
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+    @overload
+    def __call__(self, descriptor: D, /) -> D: ...
+    def __call__(self, function: Any, /) -> Any:
+        """Decorate a function, or the descriptor of one: every call is a step."""
         return decorate(function, self)
 
     def __enter__(self) -> Step:
@@ -119,6 +125,8 @@ class StepKind:
     @overload
     def __call__(self, function: F, /) -> F: ...
     @overload
+    def __call__(self, descriptor: D, /) -> D: ...
+    @overload
     def __call__(
         self,
         name: str | None = None,
@@ -146,6 +154,8 @@ class ModelStepKind(StepKind):
 
     @overload
     def __call__(self, function: F, /) -> F: ...
+    @overload
+    def __call__(self, descriptor: D, /) -> D: ...
     @overload
     def __call__(
         self,
@@ -182,7 +192,7 @@ def _recording(type_: StepType, name: Any, options: dict[str, Any]) -> Any:
     if name is None or isinstance(name, str):
         return Recording(type_, name, options)
     function: Any = name
-    if not callable(name) and not isinstance(name, classmethod | staticmethod):
+    if not callable(name) and not isinstance(name, DESCRIPTORS):
         raise UsageError(f"the name of a {type_} step must be a string, got {shown(name)}")
     return decorate(function, Recording(type_, None, options))
 

@@ -5,7 +5,8 @@ What must stay true, of every store:
 1. `add` is one transaction, committed when it returns, and idempotent on the record's id: delivering a batch again
    changes nothing. A record that is refused does not take its neighbours with it.
 2. A later record with the same id is a partial update: present fields win, absent ones stay; tags unite; scores and
-   attachments unite by id; `generation` merges field by field. A finished step never goes back to `pending` or `interrupted`.
+   attachments unite by id; `generation` merges field by field. A finished step never goes back to
+   `pending` or `interrupted`.
 3. What was added comes back equal, payloads byte by byte.
 4. A list costs its page: keyset pagination with an opaque cursor, never an offset.
 5. Reading never waits for writing.

@@ -1,0 +1,184 @@
+"""What runs a generator's own code inside its step: the drivers of generators and async generators, and their state.
+
+What must stay true:
+
+1. `send`, `throw`, `close`, the return value and exceptions pass through, with no frame of ours in the traceback.
+2. The step is current only while the generator's own code runs; it ends once, at exhaustion, error, close or
+   collection, in any task or thread.
+3. What is kept of the items is bounded, and is what they were when they were yielded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, Final
+
+import orjson
+
+from stepwell._context import attach, get_current
+from stepwell._frames import hide_own_frame
+from stepwell._recorder import RECORDER
+from stepwell._step import Step
+
+__all__ = ["Body", "MakeBody", "drive", "drive_async"]
+
+MAX_ITEMS: Final = 10_000  # yielded items kept as a generator's output
+MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
+
+MakeBody = Callable[[tuple[Any, ...], dict[str, Any]], "Body"]
+
+
+def drive(function: Callable[..., Any], make_body: MakeBody) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        body = make_body(args, kwargs)
+        try:
+            generator = body.run(function, *args, **kwargs)
+            item = body.run(generator.send, None)
+            while True:
+                body.note(item)
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    body.run(generator.close)
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - the generator decides
+                    item = body.run(generator.throw, thrown)
+                else:
+                    item = body.run(generator.send, sent)
+        except StopIteration as stop:
+            body.end(None)
+            return stop.value
+        except BaseException as error:
+            hide_own_frame(error)
+            body.end(error)
+            raise
+
+    return wrapper
+
+
+def drive_async(function: Callable[..., Any], make_body: MakeBody) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+        body = make_body(args, kwargs)
+        try:
+            generator = body.run(function, *args, **kwargs)
+            item = await body.wait(generator.asend(None))
+            while True:
+                body.note(item)
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    await body.wait(generator.aclose())
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - the generator decides
+                    item = await body.wait(generator.athrow(thrown))
+                else:
+                    item = await body.wait(generator.asend(sent))
+        except StopAsyncIteration:
+            body.end(None)
+        except BaseException as error:
+            hide_own_frame(error)
+            body.end(error)
+            raise
+
+    return wrapper
+
+
+class Body:
+    """A generator's own code: the context it runs in, the time it takes, and what it yields."""
+
+    def __init__(self, step: Step, keep: bool | None) -> None:
+        """Take the context that is current now for the body, and give the caller back the one before the step."""
+        self._step = step
+        self._keep = RECORDER.capture_output if keep is None else keep
+        self._inside = get_current()
+        self._active_ns = 0
+        self._items: list[bytes] = []
+        self._texts: list[str] | None = []
+        self._count = self._size = 0
+        attach(step._previous)
+
+    def run(self, advance: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run the code up to its next yield, in its own context, and put the caller's back."""
+        outside, began = self._enter()
+        try:
+            return advance(*args, **kwargs)
+        except BaseException as error:
+            hide_own_frame(error)
+            raise
+        finally:
+            self._leave(outside, began)
+
+    async def wait(self, advance: Any) -> Any:
+        """Do what `run` does, for an awaitable."""
+        outside, began = self._enter()
+        try:
+            return await advance
+        except BaseException as error:
+            hide_own_frame(error)
+            raise
+        finally:
+            self._leave(outside, began)
+
+    def _enter(self) -> tuple[Any, int]:
+        outside = get_current()
+        attach(self._inside)
+        return outside, RECORDER.monotonic_ns()
+
+    def _leave(self, outside: Any, began: int) -> None:
+        self._active_ns += RECORDER.monotonic_ns() - began
+        self._inside = get_current()
+        attach(outside)
+
+    def note(self, item: object) -> None:
+        """Keep what was yielded, as it is now, within bounds."""
+        self._count += 1
+        if not self._step.is_recording():
+            return
+        if self._count == 1 and self._step.type == "llm":
+            self._step.first_token()
+        if self._keep and self._count <= MAX_ITEMS and self._size < MAX_ITEM_BYTES:
+            try:
+                self._keep_item(item)
+            except Exception as error:  # noqa: BLE001 - the containment door
+                RECORDER.fault("capture an item", error)
+
+    def _keep_item(self, item: object) -> None:
+        if self._texts is not None:
+            if type(item) is str:
+                self._texts.append(item)
+                self._size += len(item)
+                return
+            self._items = [RECORDER.encode(text) for text in self._texts]
+            self._texts = None
+        encoded = RECORDER.encode(item)
+        self._items.append(encoded)
+        self._size += len(encoded)
+
+    def __del__(self) -> None:
+        if self._step.is_recording():  # a returned generator that nobody ever asked for an item
+            self.end(GeneratorExit())
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody has got an item yet."""
+        return self._count == 0
+
+    def end(self, error: BaseException | None) -> None:
+        """End the step, with what was yielded as its output."""
+        step = self._step
+        if self._keep and step.is_recording():
+            if self._texts and len(self._texts) == self._count:
+                text = "".join(self._texts)
+                step.yielded(RECORDER.encode(text), text)
+            elif step.type == "llm" and self._texts is None and len(self._items) == self._count:
+                step.record_stream([orjson.loads(item) for item in self._items])  # a provider's chunks
+            else:
+                step.yielded(self._output(), None)
+        step.drained(error, self._active_ns)
+
+    def _output(self) -> bytes:
+        kept = len(self._items) if self._texts is None else len(self._texts)
+        items = self._items if self._texts is None else [RECORDER.encode(text) for text in self._texts]
+        if kept < self._count:
+            items = [*items, b'{"$stepwell":"truncated","items":%d}' % (self._count - kept)]
+        return b"[" + b",".join(items) + b"]"
