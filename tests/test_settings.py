@@ -47,6 +47,7 @@ BY_ARGUMENT: list[tuple[str, Any, Any]] = [
     ("max_journal_bytes", 65536, 65536),
     ("exit_timeout", 0, 0.0),
     ("exit_timeout", 2.5, 2.5),
+    ("flush_on_root_end", True, True),
     ("enabled", False, False),
 ]
 BY_ENVIRONMENT: list[tuple[str, str, Any]] = [
@@ -67,6 +68,7 @@ BY_ENVIRONMENT: list[tuple[str, str, Any]] = [
     ("max_field_bytes", "2048", 2048),
     ("max_journal_bytes", "65536", 65536),
     ("exit_timeout", "2.5", 2.5),
+    ("flush_on_root_end", "yes", True),
     ("enabled", "0", False),
     ("enabled", "yes", True),
 ]
@@ -148,6 +150,7 @@ def test_the_defaults_are_these() -> None:
         max_field_bytes=4 * 1024 * 1024,
         max_journal_bytes=1024 * 1024 * 1024,
         exit_timeout=5.0,
+        flush_on_root_end=False,
         enabled=True,
     )
 
@@ -156,6 +159,13 @@ def test_an_argument_wins_over_the_environment_and_that_over_the_default() -> No
     environ = {"STEPWELL_SERVICE": "environment", "STEPWELL_RELEASE": "environment"}
     settings = resolve({"service": "argument"}, environ)
     assert (settings.service, settings.release, settings.environment) == ("argument", "environment", None)
+
+
+def test_on_lambda_a_root_is_flushed_unless_said_otherwise() -> None:
+    lambda_ = {"AWS_LAMBDA_FUNCTION_NAME": "agent"}
+    assert resolve({}, lambda_).flush_on_root_end is True
+    assert resolve({"flush_on_root_end": False}, lambda_).flush_on_root_end is False
+    assert resolve({}, {**lambda_, "STEPWELL_FLUSH_ON_ROOT_END": "0"}).flush_on_root_end is False
 
 
 def test_an_argument_wins_over_a_wrong_variable() -> None:

@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -86,6 +87,7 @@ def configure(
     max_field_bytes: int = UNSET,
     max_journal_bytes: int = UNSET,
     exit_timeout: float = UNSET,
+    flush_on_root_end: bool = UNSET,
     enabled: bool = UNSET,
 ) -> None:
     """Say where steps go and what is captured; every setting is also an environment variable, `STEPWELL_` + its name.
@@ -139,6 +141,7 @@ def _apply(settings: Settings) -> None:
     recorder.use_capture(Capture(max_field_bytes=settings.max_field_bytes, redact=settings.redact))
     recorder.enabled, recorder.strict, recorder.ready = settings.enabled, settings.strict, False
     recorder.capture_input, recorder.capture_output = settings.capture_input, settings.capture_output
+    recorder.after_root = partial(flush, settings.exit_timeout) if settings.flush_on_root_end else None
     recorder.sample_bound = round(settings.sample * (1 << 56))
     recorder.blobs = None if settings.home is None else BlobStore(settings.home.absolute() / "blobs")
     given = {"environment": settings.environment, "release": settings.release, "service": settings.service, "sdk": SDK}

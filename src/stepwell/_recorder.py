@@ -103,6 +103,7 @@ class Recorder:
         self.monotonic_ns: Callable[[], int] = time.perf_counter_ns
         self._offset = 0
         self.use_ids(_random_ids())
+        self.after_root: Callable[[], object] | None = None  # called when a step ends that has none around it
         self.open_steps: dict[str, Step] = {}
         self.announced: dict[str, None] = {}  # ids of those written as pending, which are not in `open_steps` any more
         self.ended: deque[str] = deque(maxlen=MAX_ANNOUNCED)  # of these, the ones that have ended since

@@ -43,6 +43,7 @@ class Settings:
     max_field_bytes: int = DEFAULT_MAX_FIELD_BYTES
     max_journal_bytes: int = DEFAULT_MAX_JOURNAL_BYTES
     exit_timeout: float = 5.0
+    flush_on_root_end: bool = False
     enabled: bool = True
 
 
@@ -69,11 +70,13 @@ def resolve(
                 forgive(error)
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         found.setdefault("enabled", False)
+    if environ.get("AWS_LAMBDA_FUNCTION_NAME"):  # frozen, perhaps for good, when it has answered
+        found.setdefault("flush_on_root_end", True)
     return Settings(**found)
 
 
 def _from_text(name: str, text: str) -> Any:
-    if name in {"strict", "capture_input", "capture_output", "enabled"}:
+    if name in {"strict", "capture_input", "capture_output", "flush_on_root_end", "enabled"}:
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(text.lower(), text)
     if name in {"sample", "exit_timeout"}:
         return _number(text, float)
@@ -167,5 +170,6 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "max_field_bytes": _bytes(1024),
     "max_journal_bytes": _bytes(64 * 1024),
     "exit_timeout": _seconds,
+    "flush_on_root_end": _flag,
     "enabled": _flag,
 }

@@ -254,7 +254,7 @@ class Step(StepSpan):
             current = current._previous.get(STEP_KEY)
         attach(self._previous)
 
-    def _emit(self, outcome: str, end_ns: int | None = None) -> None:
+    def _emit(self, outcome: str, end_ns: int | None = None) -> None:  # noqa: C901 - every step pays for each call
         if self._status != "pending":
             return
         rest = self._rest
@@ -281,6 +281,8 @@ class Step(StepSpan):
                 RECORDER.append_parts(parts)  # two such buffers at once have the allocator give pages back each time
             else:
                 RECORDER.append(b"".join(parts))
+            if RECORDER.after_root is not None and self.enclosing is None:
+                RECORDER.after_root()
         except Exception as error:  # noqa: BLE001 - the containment door
             self._live = False
             RECORDER.fault("finish a step", error)
