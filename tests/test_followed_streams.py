@@ -10,7 +10,10 @@ import io
 import itertools
 import pickle
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, Self
 from unittest.mock import MagicMock
 
@@ -419,3 +422,42 @@ def test_a_yield_dependency_of_fastapi_is_open_while_the_endpoint_runs(is_async:
     assert outcome(captured, "session") == ("success", b'"session"')
     assert captured.step("open").parent_id == captured.step("session").id
     assert captured.step("used").parent_id is None
+
+
+def test_a_yield_fixture_of_pytest_is_torn_down(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        """
+import pytest
+import stepwell as sw
+from stepwell.testing import capture
+
+done = []
+
+@pytest.fixture(scope="module")
+@sw.tool
+def resource():
+    yield 5
+    done.append("torn down")
+
+def test_uses(resource):
+    assert resource == 5
+    with sw.run("test"):
+        assert sw.current_run().parent_id is None
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded():
+    with capture() as captured:
+        yield
+        assert done == ["torn down"]
+        assert captured.step("resource").status == "success"
+        assert captured.fields("resource")["output"] == [5]
+"""
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "1 passed" in ran.stdout, ran.stdout
+    assert ran.returncode == 0, ran.stdout

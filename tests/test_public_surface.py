@@ -6,10 +6,12 @@ import inspect
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 import stepwell as sw
 from stepwell import testing
@@ -99,6 +101,32 @@ def test_every_member_of_a_public_class_says_what_it_is_for(kind: type) -> None:
 def test_importing_loads_nothing_heavy(tmp_path: Path) -> None:
     loaded = in_a_new_interpreter("import sys, stepwell; print(*sys.modules)", tmp_path)
     assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_few_modules_are_loaded(tmp_path: Path) -> None:
+    ours = in_a_new_interpreter("import sys, stepwell; print(*sys.modules)", tmp_path)
+    bare = in_a_new_interpreter("import sys, opentelemetry.trace; print(*sys.modules)", tmp_path)
+    assert len(ours) < 300  # the leanest of eleven tracing libraries loads 447
+    assert len(set(ours) - set(bare)) < 80
+
+
+def test_few_distributions_are_installed() -> None:
+    needed = requirements_of("stepwell")
+    assert len(needed) <= 16, sorted(needed)  # of eleven tracing libraries, the leanest brings 30
+
+
+def requirements_of(distribution: str) -> set[str]:
+    """Return all that an installation without extras brings, by name."""
+    found: set[str] = set()
+    waiting = [distribution]
+    while waiting:
+        name = waiting.pop()
+        for line in metadata.requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.name not in found and (requirement.marker is None or requirement.marker.evaluate()):
+                found.add(requirement.name)
+                waiting.append(requirement.name)
+    return found
 
 
 def test_importing_starts_no_thread_and_makes_no_file(tmp_path: Path) -> None:
