@@ -202,6 +202,26 @@ def test_threads_may_be_left_out_of_order(captured: Captured) -> None:
     assert thread_id() is None
 
 
+def test_a_task_that_outlives_the_block_it_began_in_stays_in_that_thread_and_step(captured: Captured) -> None:
+    async def background(left: asyncio.Event) -> None:
+        await left.wait()
+        with sw.thread("another"):
+            pass
+        with sw.tool("after"):
+            pass
+
+    async def main() -> None:
+        left = asyncio.Event()
+        with sw.thread("t"), sw.run("r"):
+            task = asyncio.create_task(background(left))
+        left.set()
+        await task
+
+    asyncio.run(main())
+    assert captured.step("after").thread_id == "t"
+    assert captured.step("after").parent_id == captured.step("r").id
+
+
 def test_tasks_in_the_same_block_at_once_leave_their_own_threads(captured: Captured) -> None:
     block = sw.thread()
 

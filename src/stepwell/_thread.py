@@ -73,9 +73,24 @@ class Thread:
         """Put back the context from before, where the thread is still current, and write what has changed. Internal."""
         if self._open and self._previous is not None:
             self._open = False
-            if get_current().get(THREAD_KEY) is self:
-                attach(_of_open_thread(self._previous))
+            inner: object = get_current().get(THREAD_KEY)
+            if inner is self:
+                attach(self._previous)
+            else:
+                self._give_way(inner)
             self.write()
+
+    def _give_way(self, inner: object) -> None:
+        """Have the block inside of this one, which is left after it, lead to where this one would have led.
+
+        Only where both are left by the same task: one that goes on in a thread which others have left stays in it.
+        """
+        while isinstance(inner, Thread) and inner._previous is not None:
+            before = inner._previous.get(THREAD_KEY)
+            if before is self:
+                inner._previous = self._previous
+                return
+            inner = before
 
     def _record(self) -> bytes:
         text, encode = self._recorder.text, self._recorder.encode
@@ -170,15 +185,6 @@ class ThreadBlock:
                 thread.leave()
 
         return wrapper
-
-
-def _of_open_thread(context: Context) -> Context:
-    """Return the context, or if its thread's block was left before the one inside, that from before it."""
-    thread = context.get(THREAD_KEY)
-    while isinstance(thread, Thread) and thread._previous is not None and not thread._open:
-        context = thread._previous
-        thread = context.get(THREAD_KEY)
-    return context
 
 
 @contextmanager
