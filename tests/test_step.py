@@ -512,6 +512,27 @@ def test_started_steps_may_end_out_of_order(captured: Captured) -> None:
     assert captured.tree() == [("tool", "a", "success", [("tool", "b", "success", [("tool", "c", "success", [])])])]
 
 
+def test_a_call_that_ends_the_step_around_it_does_not_bring_it_back(captured: Captured) -> None:
+    outer = sw.start("run", "outer")
+
+    @sw.tool
+    def plain() -> None:
+        outer.end()
+
+    @sw.tool
+    def streaming() -> Iterator[int]:
+        outer.end()
+        return (number for number in [1])
+
+    plain()
+    assert sw.current_step() is None
+    outer = sw.start("run", "outer")
+    stream = streaming()
+    assert sw.current_step() is None
+    assert list(stream) == [1]
+    assert sw.current_step() is None
+
+
 def test_a_step_may_end_in_another_thread(captured: Captured) -> None:
     step = sw.start("tool", "x")
     thread = threading.Thread(target=step.end)

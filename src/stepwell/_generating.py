@@ -95,7 +95,7 @@ class Body:
         self._items: list[bytes] = []
         self._texts: list[str] | None = []
         self._count = self._size = 0
-        attach(step._previous)
+        step._restore()
 
     def run(self, advance: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the code up to its next yield, in its own context, and put the caller's back."""

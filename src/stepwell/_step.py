@@ -181,7 +181,7 @@ class Step(StepSpan):
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("capture a result", error)
         self._emit("success")
-        attach(self._previous)
+        self._restore()
 
     def _complete(self, result: object) -> None:
         """Take what an llm function returned as the model's answer, unless there is one already."""
@@ -247,10 +247,10 @@ class Step(StepSpan):
 
     def _restore(self) -> None:
         """Put back the context from before the step, where the step (or one below it) is still the current one."""
-        current = get_current().get(STEP_KEY)
+        current: object = get_current().get(STEP_KEY)
         while current is not self:
             if not isinstance(current, Step):
-                return
+                return  # the function, or block, has ended a step further out by hand
             current = current._previous.get(STEP_KEY)
         attach(self._previous)
 
