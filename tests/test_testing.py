@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,23 @@ def test_a_fake_clock_ticks_and_is_taken_away_again() -> None:
     with FakeClock(start_ns=100, tick_ns=10) as clock:
         assert [RECORDER.monotonic_ns(), RECORDER.monotonic_ns(), clock.wall_ns()] == [0, 10, 120]
     assert (RECORDER.wall_ns, RECORDER.monotonic_ns) == before
+
+
+def test_a_step_that_was_open_before_is_not_announced_inside() -> None:
+    with FakeClock() as clock, capture() as outer:
+        before, ended = sw.start("run", "before"), sw.start("run", "ended inside")
+        with capture() as inner:
+            long = sw.start("run", "long")
+            clock.advance(2_000_000_000)
+            ended.end()
+            deadline = time.monotonic() + 30
+            while "long" not in (names := {step.name for step in inner.steps}):
+                assert time.monotonic() < deadline
+            assert names == {"ended inside", "long"}
+            long.end()
+        assert ended.id not in RECORDER.open_steps
+        before.end()
+        assert outer.step("before").status == "success"
 
 
 def test_two_runs_with_fakes_record_the_same() -> None:

@@ -155,11 +155,12 @@ def capture(**settings: Any) -> Generator[Captured]:
         before = state.settings, state.exporters, state.pipeline, state.after_shutdown
         append, append_parts, enabled = RECORDER.append, RECORDER.append_parts, RECORDER.enabled
         told = RECORDER.faults, RECORDER._logged, RECORDER._warned
+        open_steps, RECORDER.open_steps = RECORDER.open_steps, {}  # those from before are not announced in here
         state.pipeline = None  # so that `configure` leaves it alone
         try:
             _config.configure(**wanted)
         except BaseException:
-            state.pipeline = before[2]
+            state.pipeline, RECORDER.open_steps = before[2], open_steps
             raise
         RECORDER.faults, RECORDER._logged, RECORDER._warned = Counter(), {}, set()
     try:
@@ -172,3 +173,4 @@ def capture(**settings: Any) -> Generator[Captured]:
             _config._apply(before[0] or Settings())
             RECORDER.append, RECORDER.append_parts, RECORDER.enabled = append, append_parts, enabled
             RECORDER.faults, RECORDER._logged, RECORDER._warned = told
+            RECORDER.open_steps = {id: step for id, step in open_steps.items() if step.is_recording()}
