@@ -144,7 +144,7 @@ class Journal:
         segment.write(frame)
         self._enforce_cap()
         if len(self._pool.trash) > MAX_TRASH:
-            remove(self._pool.take_trash())
+            remove(self._pool.take_trash(1))  # one a roll: to unlink them all would take milliseconds each
 
     def _go_to(self, segment: Segment) -> None:
         self._earlier += self._current.frames

@@ -10,6 +10,7 @@ What must stay true:
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ __all__ = ["Faults", "SegmentPool", "remove", "taken"]
 MAX_OPEN_FILES: Final = 32  # descriptors kept on unread segments, so that they outlive a deleted home folder
 SPARES: Final = 2
 HURRIED_BYTES: Final = 1024 * 1024  # made while the program waits: allocating more takes over a millisecond
-MAX_TRASH: Final = 8  # segments waiting to be removed by others before the appender does it
+MAX_TRASH: Final = 8  # segments waiting to be removed by others before the appender helps
 
 T = TypeVar("T")
 Faults = deque[tuple[str, BaseException]]  # (what could not be done, why), to be reported without the lock
@@ -69,10 +70,10 @@ class SegmentPool:
         else:
             self.trash.append(segment)
 
-    def take_trash(self) -> list[Segment]:
-        """Return what can be removed now; nobody else will be told of it."""
-        ripe = [segment for segment in self.trash if not segment.pins]
-        self.trash = [segment for segment in self.trash if segment.pins]
+    def take_trash(self, most: int = sys.maxsize) -> list[Segment]:
+        """Return what can be removed now, the oldest first; nobody else will be told of it."""
+        ripe = [segment for segment in self.trash if not segment.pins][:most]
+        self.trash = [segment for segment in self.trash if segment not in ripe]
         return ripe
 
     def unmap_old(self, segments: deque[Segment]) -> Iterator[object]:
