@@ -43,7 +43,8 @@ Row = dict[str, float]
 # -- the baseline
 
 
-def opentelemetry_agent(endpoint: str) -> tuple[Callable[[], None], Callable[[], object]]:
+def opentelemetry_agent(endpoint: str) -> tuple[Callable[[], None], Callable[[], object], Any]:
+    """Return the agent, what flushes its spans, and the tracer."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -84,7 +85,7 @@ def opentelemetry_agent(endpoint: str) -> tuple[Callable[[], None], Callable[[],
             span.set_attribute("output", json.dumps(ANSWER))
             return ANSWER
 
-    return lambda: _drop(agent(QUESTION)), lambda: processor.force_flush(60_000)
+    return lambda: _drop(agent(QUESTION)), lambda: processor.force_flush(60_000), tracer
 
 
 def serve_sink(address: Any) -> None:
@@ -115,7 +116,8 @@ def _drop(_: object) -> None:
 
 
 def agent_opentelemetry(steps: int, endpoint: str) -> Row:
-    return measure(*opentelemetry_agent(endpoint), steps, 4)
+    agent, flush, _ = opentelemetry_agent(endpoint)
+    return measure(agent, flush, steps, 4)
 
 
 def _configure() -> Callable[[], object]:
