@@ -118,6 +118,7 @@ class Shipper:
         self._orphans: deque[OrphanSource] = deque()
         self._adopted = self._delivered = 0
         self._orphan_frames = 0  # read from an orphan and not accounted for yet
+        self._unsettled: tuple[Source, list[bytes]] | None = None  # read, and failed over inside of stepwell
         self._trimmed = 0
         self._rejected: Counter[str] = Counter()
         self._waiters: list[Bell] = []
@@ -206,7 +207,7 @@ class Shipper:
         attach(set_value("suppress_instrumentation", True))  # else exporting makes spans that are exported ...
         while not self._past_deadline():
             try:
-                moved = self._ship()
+                moved = self._ship_unsettled() and self._ship()
                 moved = self._ship_orphan() or moved
             except Exception as error:  # noqa: BLE001 - the thread must live
                 self._report(f"ship to {self.name}", error)
@@ -217,13 +218,17 @@ class Shipper:
                 self._wake.wait(POLL_S)
         self._close_exporter()
 
+    def _ship_unsettled(self) -> bool:
+        """Deliver first what a failure left, which no later `read` would give again; say whether nothing is left."""
+        return self._unsettled is None or self._settle(*self._unsettled)
+
     def _ship(self) -> bool:
         """Deliver the next batch; say whether there was one, and all of it is accounted for."""
         frames = self.cursor.read(BATCH_RECORDS, BATCH_BYTES)
         return bool(frames) and self._settle(self.cursor, frames)
 
     def _ship_orphan(self) -> bool:
-        if not self._orphans or self._past_deadline():
+        if not self._orphans or self._unsettled is not None or self._past_deadline():
             return False
         source = self._orphans[0]
         frames = source.read(BATCH_RECORDS, BATCH_BYTES)
@@ -238,6 +243,7 @@ class Shipper:
         return self._settle(source, frames)
 
     def _settle(self, source: Source, frames: list[bytes]) -> bool:
+        self._unsettled = source, frames
         rejected: list[tuple[bytes, str]] = []
         if not self._deliver(tuple(frames), rejected):
             return False
@@ -245,6 +251,7 @@ class Shipper:
             self._letters.keep(rejected)
         with self._lock:
             source.commit()
+            self._unsettled = None
             if source is not self.cursor:
                 self._orphan_frames = 0
             self._delivered += len(frames) - len(rejected)
@@ -266,15 +273,15 @@ class Shipper:
             try:
                 self.exporter.export(Batch(frames))
             except RejectedError as error:
-                named = {at: reason for at, reason in error.rejected.items() if 0 <= at < len(frames)}
+                named = _refused(error, len(frames))
                 if not named:
                     return self._split(frames, rejected, error)
-                rejected += [(frames[at], _text(named[at])) for at in sorted(named)]
+                rejected += [(frames[at], named[at]) for at in sorted(named)]
                 self._report(f"export to {self.name}", error)
                 return True
             except (ExportError, OSError, MemoryError) as error:
                 self._report(f"export to {self.name}", error)
-                self._back_off(attempt, getattr(error, "retry_after_s", None))
+                self._back_off(attempt, _wish(error))
                 attempt += 1
             except BaseException as error:  # noqa: BLE001 - anything else is put down to the content
                 return self._split(frames, rejected, error)
@@ -292,10 +299,11 @@ class Shipper:
 
     def _back_off(self, attempt: int, wished_s: float | None) -> None:
         """Wait before the next attempt: as long as the destination asks, else until somebody asks for a flush."""
-        pause = FIRST_BACKOFF_S * 2 ** min(attempt, 10) if wished_s is None else min(wished_s, LONGEST_WISH_S)
+        pause = FIRST_BACKOFF_S * 2 ** min(attempt, 10) if wished_s is None else wished_s
+        earliest = 1.0  # never before the time asked for
         if wished_s is None:
-            pause = min(pause, LONGEST_BACKOFF_S)
-        until = time.monotonic() + pause * random.uniform(0.75, 1.25)  # noqa: S311 - not a secret: it keeps clients apart
+            pause, earliest = min(pause, LONGEST_BACKOFF_S), 0.75
+        until = time.monotonic() + pause * random.uniform(earliest, 1.25)  # noqa: S311 - it keeps clients apart
         while (left := min(until, self._deadline) - time.monotonic()) > 0:
             rung = self._wake.wait(min(left, POLL_S) if self._stopping else left)
             if wished_s is None and (rung or self._stopping):
@@ -303,6 +311,30 @@ class Shipper:
 
     def _past_deadline(self) -> bool:
         return self._stopping and time.monotonic() >= self._deadline
+
+
+def _refused(error: RejectedError, count: int) -> dict[int, str]:
+    """Return the places in the batch that a third party's error names, and why."""
+    try:
+        named = {at: _reason(why) for at, why in error.rejected.items() if isinstance(at, int) and 0 <= at < count}
+    except Exception:  # noqa: BLE001 - a third party's attribute
+        return {}
+    return named
+
+
+def _reason(why: object) -> str:
+    try:
+        return _text(str(why))
+    except Exception:  # noqa: BLE001 - a third party's object
+        return f"a {type(why).__name__}"
+
+
+def _wish(error: BaseException) -> float | None:
+    """Return how many seconds a destination asks to be left alone: within bounds, None where it does not say."""
+    wished: object = getattr(error, "retry_after_s", None)
+    if isinstance(wished, bool) or not isinstance(wished, int | float) or not wished > 0:
+        return None
+    return max(FIRST_BACKOFF_S, min(float(wished), LONGEST_WISH_S))
 
 
 def _describe(error: BaseException) -> str:
@@ -313,6 +345,6 @@ def _describe(error: BaseException) -> str:
     return _text(f"{type(error).__name__}: {text}")
 
 
-def _text(reason: object) -> str:
+def _text(reason: str) -> str:
     """Return a reason as text that can be written as JSON."""
-    return str(reason)[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
+    return reason[:REASON_CHARACTERS].encode("utf-8", "replace").decode()
