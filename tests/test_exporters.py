@@ -97,7 +97,7 @@ def test_an_unknown_scheme_says_which_there_are(plug_in: Path) -> None:
 
 def test_what_is_no_url_says_so() -> None:
     with pytest.raises(
-        UsageError, match=r"export='steps.db' is not a URL: expected SCHEME:..., with one of console, j"
+        UsageError, match=r"export='steps.db' is not a URL: expected SCHEME:..., with one of console, http, https, j"
     ):
         open_exporter("steps.db", None)
 

@@ -1,29 +1,45 @@
 """What a call was given, checked where it is written.
 
 What must stay true: wrong values are named in the message, and naming one never raises anything but `UsageError`,
-whatever its `__repr__` does.
+whatever its `__repr__` does; the key in a URL is not named.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final, cast
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import UsageError
 
-__all__ = ["MAX_TAGS", "checked_choice", "checked_id", "checked_name", "checked_parameters", "checked_tags", "shown"]
+__all__ = [
+    "MAX_TAGS",
+    "checked_choice",
+    "checked_id",
+    "checked_name",
+    "checked_parameters",
+    "checked_tags",
+    "shown",
+    "without_credentials",
+]
 
 MAX_TAGS: Final = 1000
 _SHOWN_CHARACTERS: Final = 100
+_CREDENTIALS: Final = re.compile("(?<=://).*@", re.DOTALL)  # too much rather than too little: a key may hold anything
 
 
 def shown(value: object) -> str:
     """Return the head of the value's repr, its type where that raises."""
     try:
-        return f"{value!r:.{_SHOWN_CHARACTERS}}"
+        return without_credentials(repr(value))[:_SHOWN_CHARACTERS]
     except Exception:  # noqa: BLE001 - the user's __repr__ may raise anything
         return f"<{type(value).__name__}>"
+
+
+def without_credentials(text: str) -> str:
+    """Return a text without what stands between the `://` and the last `@` of URLs in it: keys are not told."""
+    return _CREDENTIALS.sub("", text)
 
 
 def checked_id(value: object, what: str) -> str:

@@ -12,6 +12,7 @@ import typer
 
 from stepwell._cli_output import Output
 from stepwell._cli_source import find_source
+from stepwell._vocabulary import SDK
 from stepwell.errors import UsageError
 
 __all__ = ["app"]
@@ -53,8 +54,6 @@ def _stepwell(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", show_default=False)] = False,
 ) -> None:
     if version:
-        from stepwell._config import SDK  # loaded already, but nobody's business above
-
         Output().text(SDK.partition("/")[2])
     elif context.invoked_subcommand is None:
         Output().text(context.get_help())

@@ -17,8 +17,8 @@ from msgspec import Struct, to_builtins
 from stepwell._cli_journal import rejected, survey
 from stepwell._cli_output import Output, moment
 from stepwell._cli_source import Source
-from stepwell._config import SDK
 from stepwell._render import clean
+from stepwell._vocabulary import SDK
 from stepwell.errors import StepwellError
 from stepwell.store import open_store
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from stepwell._capture import Capture, Redactor
 from stepwell._recorder import RECORDER, log
 from stepwell._settings import UNSET, Settings, resolve
+from stepwell._vocabulary import SDK
 from stepwell.blobs import BlobStore
 
 if TYPE_CHECKING:  # loaded with the first record
@@ -33,7 +34,6 @@ if TYPE_CHECKING:  # loaded with the first record
 
 __all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
 
-SDK: Final = "stepwell-python/0.1.0"
 FORK_WAIT_S: Final = 1.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-__all__ = ["MAX_ID_CHARACTERS", "MESSAGE_TYPES", "STATUSES", "STEP_TYPES", "ScoreType", "Status", "StepType"]
+__all__ = ["MAX_ID_CHARACTERS", "MESSAGE_TYPES", "SDK", "STATUSES", "STEP_TYPES", "ScoreType", "Status", "StepType"]
 
 StepType = Literal[
     "run",
@@ -26,3 +26,4 @@ MESSAGE_TYPES: Final[frozenset[str]] = frozenset({"user_message", "assistant_mes
 STATUSES: Final[frozenset[str]] = frozenset(get_args(Status))
 
 MAX_ID_CHARACTERS: Final = 256
+SDK: Final = "stepwell-python/0.1.0"  # what says, on records and requests, who wrote them

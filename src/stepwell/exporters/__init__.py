@@ -5,7 +5,7 @@ with an entry point in the group `stepwell.exporters`: its name is the scheme, i
 `factory(url: str, home: Path | None) -> Exporter`.
 
 What must stay true: an exporter is called by one thread at a time, sends a batch once, and raises when it did not.
-Retry, splitting and dead letters are the shipper's.
+Retry, splitting and dead letters are the shipper's. Credentials in a URL are in no `key` and in no message.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
 
+from stepwell._checks import without_credentials
 from stepwell.errors import ExportError, UsageError
 from stepwell.model import Record, decode_record
 
@@ -65,7 +66,8 @@ class UnopenedExporter:
     """Stands for a URL that could not be opened when nobody could be told: each batch tries again, records wait."""
 
     def __init__(self, url: str, home: Path | None) -> None:
-        self.key = url
+        self.key = without_credentials(url)
+        self._url = url
         self._home = home
         self._opened: Exporter | None = None
 
@@ -73,10 +75,16 @@ class UnopenedExporter:
         """Export to what the URL names now; raises `ExportError` while it names nothing."""
         if self._opened is None:
             try:
-                self._opened = open_exporter(self.key, self._home)
+                self._opened = open_exporter(self._url, self._home)
             except Exception as error:
                 raise ExportError(str(error)) from error
         self._opened.export(batch)
+
+    def close(self) -> None:
+        """Close what the URL named in the end."""
+        close = getattr(self._opened, "close", None)
+        if close is not None:
+            close()
 
 
 ExporterFactory = Callable[[str, "Path | None"], Exporter]
@@ -84,24 +92,28 @@ ExporterFactory = Callable[[str, "Path | None"], Exporter]
 _BUILT_IN: Final = {
     "memory": "stepwell.exporters.memory:MemoryExporter.from_url",
     "console": "stepwell.exporters.console:ConsoleExporter.from_url",
+    "http": "stepwell.exporters.http:HttpExporter.from_url",
+    "https": "stepwell.exporters.http:HttpExporter.from_url",
     "jsonl": "stepwell.exporters.jsonl:JsonLinesExporter.from_url",
     "sqlite": "stepwell.exporters.sqlite:StoreExporter.from_url",
 }
 
 
 def open_exporter(url: str, home: Path | None) -> Exporter:
-    """Open the exporter that a URL names, `memory:` `console:` `jsonl:PATH` `sqlite:PATH` or a plug-in's scheme.
+    """Open the exporter of a URL: `memory:` `console:` `jsonl:PATH` `sqlite:PATH` `http(s)://HOST` or a plug-in's.
 
     `home` is the recorder's folder, None when it keeps nothing on disk; `sqlite:` alone means `<home>/steps.db`.
     Raises `UsageError` for an unknown scheme or a URL the exporter can't use.
     """
     scheme, colon, _ = url.partition(":")
     if not colon:
-        raise UsageError(f"export={url!r} is not a URL: expected SCHEME:..., with one of {', '.join(_schemes())}")
+        named = without_credentials(url)
+        raise UsageError(f"export={named!r} is not a URL: expected SCHEME:..., with one of {', '.join(_schemes())}")
     return _factory(scheme, url)(url, home)
 
 
 def _factory(scheme: str, url: str) -> ExporterFactory:
+    named = without_credentials(url)
     try:
         if scheme in _BUILT_IN:
             module, _, path = _BUILT_IN[scheme].partition(":")
@@ -113,8 +125,8 @@ def _factory(scheme: str, url: str) -> ExporterFactory:
             if entry.name == scheme:
                 return cast("ExporterFactory", entry.load())
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"export={url!r}: its exporter can't be loaded: {error}") from error
-    raise UsageError(f"export={url!r}: no exporter for {scheme!r}, there are {', '.join(_schemes())}")
+        raise UsageError(f"export={named!r}: its exporter can't be loaded: {error}") from error
+    raise UsageError(f"export={named!r}: no exporter for {scheme!r}, there are {', '.join(_schemes())}")
 
 
 def _entry_points() -> EntryPoints:
