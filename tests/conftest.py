@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import sys
 import threading
@@ -41,6 +43,16 @@ def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _forget()
     left = [thread.name for thread in threading.enumerate() if thread.ident not in before]
     assert not [name for name in left if name.startswith("stepwell")], left
+
+
+@pytest.fixture
+def quiet(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Nobody logs a warning or worse, OpenTelemetry and asyncio included, and nothing is written to stderr."""
+    caplog.set_level(logging.WARNING)
+    yield
+    gc.collect()  # what is found only then to be unfinished is told by asyncio, trio and Python
+    assert [record.getMessage() for record in caplog.get_records("call")] == []
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ PUBLIC = [
     "feedback",
     "flush",
     "inject",
+    "instrument",
     "llm",
     "rerank",
     "retrieval",
@@ -44,6 +45,7 @@ PUBLIC = [
     "system_message",
     "thread",
     "tool",
+    "uninstrument",
     "user_message",
 ]
 TESTING = ["Captured", "ExporterContract", "FakeClock", "FakeIds", "Node", "StoreContract", "capture"]

@@ -229,6 +229,8 @@ def the_rest_has_types(function: Callable[[int], Awaitable[str]]) -> None:
     assert_type(sw.system_message({"any": "thing"}), sw.Step)
     assert_type(sw.bind(bare)("x"), list[str])
     assert_type(sw.bind(function)(1), Awaitable[str])
+    sw.instrument("threads", "processes")
+    sw.uninstrument()
     assert_type(sw.flush(timeout=1), bool)
     assert_type(sw.shutdown(), bool)
     assert_type(sw.stats(), sw.Stats)

@@ -20,6 +20,7 @@ from stepwell._recording import (
 from stepwell._scoring import feedback, score
 from stepwell._step import Step
 from stepwell._thread import Thread, thread
+from stepwell.instrument import instrument, uninstrument
 
 __all__ = [
     "Stats",
@@ -37,6 +38,7 @@ __all__ = [
     "feedback",
     "flush",
     "inject",
+    "instrument",
     "llm",
     "rerank",
     "retrieval",
@@ -49,5 +51,6 @@ __all__ = [
     "system_message",
     "thread",
     "tool",
+    "uninstrument",
     "user_message",
 ]

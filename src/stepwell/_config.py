@@ -7,13 +7,15 @@ What must stay true:
 2. Configuring again flushes and closes the old exporters; no record falls between the two.
 3. Exit takes no longer than `exit_timeout`; what is not delivered by then stays in the journal, and what is recorded
    later still goes there.
-4. A forked child starts over with a journal of its own; what its parent recorded stays the parent's.
+4. A forked child starts over with a journal of its own; what its parent recorded stays the parent's. A child of
+   `multiprocessing` delivers at its end too.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from stepwell._capture import Capture, Redactor
 from stepwell._recorder import RECORDER, log
-from stepwell._settings import UNSET, Settings, resolve
+from stepwell._settings import UNSET, Settings, packed, resolve, unpacked
 from stepwell._vocabulary import SDK
 from stepwell.blobs import BlobStore
 
@@ -63,6 +65,8 @@ class _State:
         self.pipeline: Pipeline | None = None
         self.after_shutdown = 0
         self.registered = False
+        self.registered_pid = 0  # the child of `multiprocessing` that calls us at its end
+        self.given: tuple[Settings, bytes] | None = None  # what children are given, and the settings it was made of
         self.starting = False
         self.early: list[bytes] = []  # recorded by a finaliser or signal handler while the first record is being made
         self.forking: set[int] = set()  # threads that hold the lock while they fork
@@ -186,6 +190,25 @@ def _settle() -> Settings:
         return _state.settings
 
 
+def _give_settings() -> bytes:
+    """Return the settings for a child process, nothing where there are none yet: it has the same environment."""
+    with _state.lock:
+        settings, given = _state.settings, _state.given
+        if settings is None:
+            return b""
+        if given is None or given[0] is not settings:
+            given = _state.given = settings, packed(settings)
+        return given[1]
+
+
+def _take_settings(data: bytes) -> None:
+    """Take the parent's settings, where nobody has configured anything here."""
+    with _state.lock:
+        if data and _state.settings is None:
+            _state.settings = unpacked(data)
+            _apply(_state.settings)
+
+
 def _start() -> None:
     _state.starting = True
     try:
@@ -200,10 +223,24 @@ def _start() -> None:
         if not _state.registered:
             _state.registered = True
             atexit.register(_at_exit)
+        _register_in_child()
     finally:
         _state.starting = False
     while _state.early:
         RECORDER.append(_state.early.pop(0))
+
+
+def _register_in_child() -> None:
+    """See to it that a child of `multiprocessing` calls us: most end without what is registered with `atexit`.
+
+    Last of all, after the program's own finalizers. A child forgets those of its parent before its own code runs.
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None and _state.registered_pid != os.getpid():
+        from multiprocessing.util import Finalize  # loaded in every such child
+
+        _state.registered_pid = os.getpid()
+        Finalize(None, _at_exit, exitpriority=-1000)
 
 
 def _make_pipeline(settings: Settings, exporters: Sequence[Exporter]) -> Pipeline:
@@ -321,4 +358,5 @@ def reset() -> None:
 
 RECORDER.use_append(_first_append)
 RECORDER.settle = _first_step
+RECORDER.give_settings, RECORDER.take_settings = _give_settings, _take_settings
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

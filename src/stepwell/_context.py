@@ -26,10 +26,13 @@ __all__ = [
     "THREAD_KEY",
     "Context",
     "attach",
+    "create_key",
     "current_run",
     "current_step",
     "current_thread",
     "get_current",
+    "step_of",
+    "thread_of",
 ]
 
 # The functions of the module call the methods of one object, which is private; where that is no more, the functions
@@ -48,13 +51,22 @@ SUPPRESS_KEY: Final = "suppress_instrumentation"  # OpenTelemetry's: what runs u
 
 def current_step() -> Step | None:
     """Return the innermost open step around the caller, None outside of any."""
-    return cast("Step | None", get_current().get(STEP_KEY))
+    return step_of(get_current())
 
 
 def current_thread() -> Thread | None:
     """Return the thread the caller's steps belong to, None outside of any."""
-    context = get_current()
-    step = cast("Step | None", context.get(STEP_KEY))
+    return thread_of(get_current())
+
+
+def step_of(context: Context) -> Step | None:
+    """Return the innermost step of a context."""
+    return cast("Step | None", context.get(STEP_KEY))
+
+
+def thread_of(context: Context) -> Thread | None:
+    """Return the thread that steps of a context belong to."""
+    step = step_of(context)
     thread = step.thread if step is not None else None
     return thread if thread is not None else cast("Thread | None", context.get(THREAD_KEY))
 

@@ -1,6 +1,7 @@
-"""The way of the current step and thread across threads (`bind`) and processes (`inject`, `extract`).
+"""The way of the current step and thread across threads (`bind`) and processes (`bind`, `inject`, `extract`).
 
-What must stay true: nothing here holds a context variable's token; leaving sets what was before.
+What must stay true: nothing here holds a context variable's token; leaving sets what was before. A bound function is
+called as fast as one more function costs, and is pickled wherever what it is bound to can be.
 """
 
 from __future__ import annotations
@@ -8,9 +9,11 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping
+import sys
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from types import FunctionType, MethodType
+from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from stepwell._checks import shown
 from stepwell._context import (
@@ -20,17 +23,19 @@ from stepwell._context import (
     THREAD_KEY,
     Context,
     attach,
-    current_step,
-    current_thread,
+    create_key,
     get_current,
+    step_of,
+    thread_of,
 )
+from stepwell._decorating import _Body, _drive, _drive_async
 from stepwell._frames import hide_own_frame
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import UsageError
 
-__all__ = ["bind", "extract", "inject"]
+__all__ = ["bind", "bound_to", "carry_settings", "extract", "inject", "run_in"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,11 +43,14 @@ R = TypeVar("R")
 _THREAD_BAGGAGE: Final = "stepwell.thread_id"
 _USER_BAGGAGE: Final = "stepwell.user"
 _RUN_BAGGAGE: Final = "stepwell.root_run_id"
+_BLOCK_KEY: Final = create_key("stepwell-block")
 _UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def bind(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function tied to the step and thread of now, to be called in another thread or task.
+    """Return the function tied to the step and thread of now, to be called in another thread, task or process.
+
+    Of a coroutine or generator function all of the body runs there. It can be pickled wherever the function can.
 
     >>> import stepwell as sw
     >>> from concurrent.futures import ThreadPoolExecutor
@@ -55,10 +63,38 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
     given: object = function
     if not callable(given):
         raise UsageError(f"only a function can be bound, got {shown(given)}")
-    context = get_current()
+    carry_settings()
+    return cast("Callable[P, R]", bound_to(get_current(), function))
 
-    @functools.wraps(function)
-    def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+
+def bound_to(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function tied to a context, in a form that can be pickled."""
+    code: Any = function if type(function) in _FUNCTIONS else getattr(function, "__call__", function)  # noqa: B004
+    wrap = _calling
+    for is_kind, wrap_kind in _KINDS:
+        if is_kind(code) or (code is not function and is_kind(function)):
+            wrap = wrap_kind
+    # The fields of a class are those of its instances, not of what makes them.
+    fields = () if isinstance(function, type) else functools.WRAPPER_UPDATES
+    wrapper = functools.update_wrapper(wrap(context, function), function, updated=fields)
+    return _Bound(wrapper, function, context)
+
+
+def run_in(context: Context, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call the function in a context, with no frame of ours in what it raises."""
+    previous = get_current()
+    attach(context)
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        hide_own_frame(error)
+        raise
+    finally:
+        attach(previous)
+
+
+def _calling(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    def bound(*args: Any, **kwargs: Any) -> Any:  # what `run_in` does, without the cost of another call
         previous = get_current()
         attach(context)
         try:
@@ -69,19 +105,119 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             attach(previous)
 
-    @functools.wraps(function)
-    async def bound_async(*args: P.args, **kwargs: P.kwargs) -> Any:
-        previous = get_current()
-        attach(context)
+    return bound
+
+
+def _awaiting(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    async def bound(*args: Any, **kwargs: Any) -> Any:
+        block = _Block(context)
         try:
-            return await cast("Callable[P, Awaitable[Any]]", function)(*args, **kwargs)
+            return await function(*args, **kwargs)
         except BaseException as error:
             hide_own_frame(error)
             raise
         finally:
-            attach(previous)
+            block.leave()
 
-    return cast("Callable[P, R]", bound_async) if inspect.iscoroutinefunction(function) else bound
+    return bound
+
+
+def _generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    return _drive(function, lambda _, __: _BoundBody(context))
+
+
+def _async_generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
+    return _drive_async(function, lambda _, __: _BoundBody(context))
+
+
+_FUNCTIONS: Final = frozenset({FunctionType, MethodType})
+_KINDS: Final = (
+    (inspect.iscoroutinefunction, _awaiting),
+    (inspect.isgeneratorfunction, _generating),
+    (inspect.isasyncgenfunction, _async_generating),
+)
+
+
+class _BoundBody(_Body):
+    """The code of a bound generator: each time it goes on, it does so in the context it was bound to."""
+
+    def __init__(self, context: Context) -> None:
+        self._inside = context
+        self._active_ns = 0
+
+    def note(self, item: object) -> None:
+        pass
+
+    def end(self, error: BaseException | None) -> None:
+        pass
+
+    def __del__(self) -> None:
+        pass
+
+
+class _Bound(functools.partial[Any]):
+    """A function and the context it is tied to; pickled, the function and the headers that tell the context.
+
+    A partial of the wrapper, with no arguments, is called as fast as the wrapper and is seen through by `inspect`.
+    """
+
+    __slots__ = ("_context", "_function")
+    _context: Context
+    _function: Callable[..., Any]
+
+    def __new__(cls, wrapper: Callable[..., Any], function: Callable[..., Any], context: Context) -> Self:
+        bound = super().__new__(cls, wrapper)
+        bound._function = function
+        bound._context = context
+        bound.__dict__.update(wrapper.__dict__, __doc__=wrapper.__doc__, __module__=wrapper.__module__)
+        return bound
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.func, name)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<bound {self._function!r}>"
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        headers: dict[str, str] = {}
+        _write(headers, self._context)
+        return _rebound, (self._function, headers)
+
+
+def _rebound(function: Callable[..., Any], headers: dict[str, str], settings: bytes = b"") -> Callable[..., Any]:
+    """Tie an unpickled function to the context that the headers tell, and to no other: not to what is current here."""
+    context = Context()
+    try:
+        context = _continued(headers, context)
+        RECORDER.take_settings(settings)
+    except Exception as error:  # noqa: BLE001 - the containment door
+        RECORDER.fault("continue where a function was bound", error)
+    return bound_to(context, function)
+
+
+def carry_settings() -> None:
+    """Have `multiprocessing` send the settings to its children with what is bound.
+
+    They may hold credentials, so they go through the pipe to a child and into no other pickle, which may end anywhere.
+    """
+    module = sys.modules.get("multiprocessing.reduction")
+    pickler = getattr(module, "ForkingPickler", None)
+    if pickler is not None:
+        pickler.register(_Bound, _reduced_for_child)
+
+
+def _reduced_for_child(bound: _Bound) -> tuple[Any, ...]:
+    make, arguments = bound.__reduce__()
+    return make, (*arguments, RECORDER.give_settings())
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
@@ -94,12 +230,15 @@ def inject(headers: MutableMapping[str, str]) -> None:
     >>> headers["traceparent"].split("-")[1] == agent.trace_id
     True
     """
+    _write(headers, get_current())
+
+
+def _write(headers: MutableMapping[str, str], context: Context) -> None:
     from opentelemetry import baggage  # loaded where used: only programs that cross processes need it
     from opentelemetry.baggage.propagation import W3CBaggagePropagator
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    context = get_current()
-    thread, step = current_thread(), current_step()
+    thread, step = thread_of(context), step_of(context)
     try:
         TraceContextTextMapPropagator().inject(headers, context)
         if thread is not None:
@@ -116,17 +255,38 @@ def inject(headers: MutableMapping[str, str]) -> None:
 @contextmanager
 def extract(headers: Mapping[str, str]) -> Generator[None]:
     """Continue, for a block, the trace and thread that `inject` wrote into these headers in another process."""
-    previous = get_current()
+    context = get_current()
     try:
-        context = _continued(headers, previous)
+        context = _continued(headers, context)
     except Exception as error:  # noqa: BLE001 - the containment door
         RECORDER.fault("extract from headers", error)
-        context = previous
-    attach(context)
+    block = _Block(context)
     try:
         yield
     finally:
-        attach(previous)
+        block.leave()
+
+
+class _Block:
+    """What has made a context current, until it is left, wherever that may be.
+
+    A block in a generator or coroutine can be left by another task or by the garbage collector: where neither the block
+    nor one inside of it is current, there is nothing to put back.
+    """
+
+    __slots__ = ("_previous",)
+
+    def __init__(self, context: Context) -> None:
+        self._previous = get_current()
+        attach(Context({**context, _BLOCK_KEY: self}))
+
+    def leave(self) -> None:
+        current = get_current().get(_BLOCK_KEY)
+        while current is not self:
+            if not isinstance(current, _Block):
+                return
+            current = current._previous.get(_BLOCK_KEY)
+        attach(self._previous)
 
 
 def _continued(headers: Mapping[str, str], previous: Context) -> Context:

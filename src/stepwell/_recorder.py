@@ -91,6 +91,8 @@ class Recorder:
     def __init__(self) -> None:
         self.ready = False  # whether the settings stand and all is started: `settle` does it, with the first step
         self.settle: Callable[[], object] = _nothing
+        self.give_settings: Callable[[], bytes] = bytes  # for a child process,
+        self.take_settings: Callable[[bytes], object] = len  # which takes them where it has none of its own
         self.enabled = True
         self.strict = False
         self.sample_bound = _SAMPLE_ALL  # a trace is kept when the low 56 bits of its id are below

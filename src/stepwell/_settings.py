@@ -6,9 +6,10 @@ with the setting and where it came from.
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,8 +20,9 @@ from stepwell.errors import UsageError
 if TYPE_CHECKING:
     from stepwell.exporters import Exporter
 
-__all__ = ["DEFAULT_HOME", "UNSET", "Settings", "resolve"]
+__all__ = ["DEFAULT_HOME", "UNSET", "Settings", "packed", "resolve", "unpacked"]
 
+DEFAULT_EXPORT: Final = "sqlite:"
 DEFAULT_HOME: Final = ".stepwell"
 DEFAULT_MAX_JOURNAL_BYTES: Final = 1024 * 1024 * 1024
 UNSET: Final[Any] = object()
@@ -30,7 +32,7 @@ UNSET: Final[Any] = object()
 class Settings:
     """What `configure` was given, complete and checked."""
 
-    export: tuple[str | Exporter, ...] = ("sqlite:",)
+    export: tuple[str | Exporter, ...] = (DEFAULT_EXPORT,)
     home: Path | None = Path(DEFAULT_HOME)
     service: str | None = None
     environment: str | None = None
@@ -73,6 +75,46 @@ def resolve(
     if environ.get("AWS_LAMBDA_FUNCTION_NAME"):  # frozen, perhaps for good, when it has answered
         found.setdefault("flush_on_root_end", True)
     return Settings(**found)
+
+
+def packed(settings: Settings) -> bytes:
+    """Write what another process on this machine can use of the settings, credentials in URLs included.
+
+    Exporters that are objects stay where they were made; without any other, the default stands. A redaction rule that
+    can't go along is replaced by one that lets nothing through.
+    """
+    home = None if settings.home is None else settings.home.absolute()
+    urls = tuple(item for item in settings.export if isinstance(item, str))
+    if not urls and settings.export and home is not None:
+        urls = (DEFAULT_EXPORT,)
+    rules = [_rule_packed(rule) for rule in settings.redact]
+    return pickle.dumps((replace(settings, export=urls, home=home, redact=()), rules))
+
+
+def unpacked(data: bytes) -> Settings:
+    """Read what `packed` wrote. Raises what unpickling raises for what is something else."""
+    loaded = pickle.loads(data)  # noqa: S301 - from the parent process, with the function to be called
+    settings, rules = cast("tuple[Settings, list[bytes]]", loaded)
+    return replace(settings, redact=tuple(_rule_unpacked(rule) for rule in rules))
+
+
+def _rule_packed(rule: Redactor) -> bytes:
+    try:
+        return pickle.dumps(rule)
+    except Exception:  # noqa: BLE001 - whatever pickling raises
+        return b""
+
+
+def _rule_unpacked(data: bytes) -> Redactor:
+    try:
+        return cast("Redactor", pickle.loads(data))  # noqa: S301 - as above
+    except Exception:  # noqa: BLE001 - nothing was packed, or this process has no function of that name
+        return _withhold
+
+
+def _withhold(_: bytes) -> bytes:
+    """Stand for a rule of the parent's that is not here: what raises costs the payload."""
+    raise UsageError("a redaction function of the parent process can't be pickled, so nothing is let through")
 
 
 def _from_text(name: str, text: str) -> Any:

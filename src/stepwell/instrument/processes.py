@@ -1,0 +1,78 @@
+"""Processes: what runs in a child belongs to the step and thread that were current where it was handed over.
+
+A child that has no settings of its own, one that was not forked, takes the parent's.
+
+What must stay true: as for threads; and what can't be pickled fails as it does without us.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepwell._context import Context, get_current
+from stepwell._frames import hide_own_frame
+from stepwell._propagation import bound_to, carry_settings
+from stepwell._recorder import RECORDER
+from stepwell.instrument._patch import Method, Patch, is_worker
+from stepwell.instrument.threads import POOL_METHODS, put_back
+
+__all__ = ["patches"]
+
+
+def patches() -> tuple[Patch, ...]:
+    """Return what is to be patched."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.pool import Pool
+    from multiprocessing.process import BaseProcess
+
+    carry_settings()
+    return (
+        Patch(BaseProcess, "start", _starting),
+        Patch(ProcessPoolExecutor, "submit", _submitting),
+        *(Patch(Pool, name, _submitting) for name in POOL_METHODS),
+    )
+
+
+def _starting(original: Method, patch: Patch) -> Method:
+    from multiprocessing.process import BaseProcess
+
+    def start(self: BaseProcess) -> None:
+        fields = vars(self)
+        before = fields.get("run")
+        try:
+            if patch.on:
+                fields["run"] = bound_to(Context() if is_worker(self, BaseProcess) else get_current(), self.run)
+        except Exception as error:  # noqa: BLE001 - the containment door
+            RECORDER.fault("carry a step to a process", error)
+        try:
+            original(self)
+        except BaseException as error:
+            hide_own_frame(error)
+            raise
+        finally:
+            put_back(self, before)
+
+    return start
+
+
+def _submitting(original: Method, patch: Patch) -> Method:
+    from multiprocessing.pool import ThreadPool
+
+    def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if not patch.on or isinstance(self, ThreadPool):
+                return original(self, *args, **kwargs)
+            if args:
+                return original(self, _carried(args[0]), *args[1:], **kwargs)
+            if "func" in kwargs:
+                kwargs["func"] = _carried(kwargs["func"])
+            return original(self, *args, **kwargs)
+        except BaseException as error:
+            hide_own_frame(error)
+            raise
+
+    return submit
+
+
+def _carried(function: Any) -> Any:
+    return bound_to(get_current(), function) if callable(function) else function
