@@ -1,4 +1,4 @@
-"""Nesting is right in every kind of task, thread and callback that Python's own context reaches, with no help at all."""
+"""Nesting is right in every kind of task, thread and callback that Python's own context reaches, without any help."""
 
 from __future__ import annotations
 
