@@ -72,6 +72,7 @@ ORDER = [
     "_pipeline",
     "_config",
     "instrument._patch",
+    "instrument._registry",
     "instrument.threads",
     "instrument.processes",
     "instrument",

@@ -1,12 +1,13 @@
 """Processes: what runs in a child belongs to the step and thread that were current where it was handed over.
 
-A child that has no settings of its own, one that was not forked, takes the parent's.
+A child that was not forked is instrumented as its parent, and takes its settings where it makes none of its own.
 
 What must stay true: as for threads; and what can't be pickled fails as it does without us.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from stepwell._context import Context, get_current
@@ -14,6 +15,7 @@ from stepwell._frames import hide_own_frame
 from stepwell._propagation import bound_to, carry_settings
 from stepwell._recorder import RECORDER
 from stepwell.instrument._patch import Method, Patch, is_worker
+from stepwell.instrument._registry import instrument, instrumented
 from stepwell.instrument.threads import POOL_METHODS, put_back
 
 __all__ = ["patches"]
@@ -41,7 +43,8 @@ def _starting(original: Method, patch: Patch) -> Method:
         before = fields.get("run")
         try:
             if patch.on:
-                fields["run"] = bound_to(Context() if is_worker(self, BaseProcess) else get_current(), self.run)
+                context = Context() if is_worker(self, BaseProcess) else get_current()
+                fields["run"] = functools.partial(_run, bound_to(context, self.run), instrumented())
         except Exception as error:  # noqa: BLE001 - the containment door
             RECORDER.fault("carry a step to a process", error)
         try:
@@ -53,6 +56,16 @@ def _starting(original: Method, patch: Patch) -> Method:
             put_back(self, before)
 
     return start
+
+
+def _run(run: Method, names: tuple[str, ...]) -> None:
+    """Run in the child."""
+    try:
+        instrument(*names)
+        run()
+    except BaseException as error:
+        hide_own_frame(error)
+        raise
 
 
 def _submitting(original: Method, patch: Patch) -> Method:
