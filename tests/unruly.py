@@ -359,7 +359,7 @@ class UnrulyServer:
         """The names of the steps that ended, in order of arrival."""
         with self._changed:
             found = [json.loads(line) for line in self.arrived]
-        return [record["name"] for record in found if record.get("status") != "pending"]
+        return [record["name"] for record in found if record.get("status") not in {"pending", "interrupted"}]
 
     def posts(self) -> list[Request]:
         """The requests that brought records."""

@@ -28,8 +28,8 @@ from stepwell._context import (
     step_of,
     thread_of,
 )
-from stepwell._decorating import _Body, _drive, _drive_async
 from stepwell._frames import hide_own_frame
+from stepwell._generating import Body, drive, drive_async
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
 from stepwell._vocabulary import MAX_ID_CHARACTERS
@@ -123,11 +123,11 @@ def _awaiting(context: Context, function: Callable[..., Any]) -> Callable[..., A
 
 
 def _generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
-    return _drive(function, lambda _, __: _BoundBody(context))
+    return drive(function, lambda _, __: _BoundBody(context))
 
 
 def _async_generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
-    return _drive_async(function, lambda _, __: _BoundBody(context))
+    return drive_async(function, lambda _, __: _BoundBody(context))
 
 
 _FUNCTIONS: Final = frozenset({FunctionType, MethodType})
@@ -138,7 +138,7 @@ _KINDS: Final = (
 )
 
 
-class _BoundBody(_Body):
+class _BoundBody(Body):
     """The code of a bound generator: each time it goes on, it does so in the context it was bound to."""
 
     def __init__(self, context: Context) -> None:
