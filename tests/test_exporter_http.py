@@ -290,6 +290,17 @@ def test_what_is_no_url_of_a_server_is_a_usage_error_that_says_why(url: str, wro
     assert wrong in str(caught.value)
 
 
+def test_without_what_it_stands_on_it_says_what_is_missing(
+    server: UnrulyServer, exporter: HttpExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "httpcore", None)
+    with pytest.raises(UsageError, match="export='https://host' needs the package httpcore: pip install httpcore"):
+        HttpExporter("https://host")
+    monkeypatch.setitem(sys.modules, "stepwell.exporters._http_client", None)
+    with pytest.raises(ExportError, match=r"import of stepwell.exporters._http_client halted"):
+        exporter.export(Batch([step("a")]))
+
+
 def test_nothing_of_it_is_imported_before_there_is_something_to_send(tmp_path: Path) -> None:
     program = """if True:
         import sys

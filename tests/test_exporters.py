@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 import stepwell as sw
-from stepwell.errors import UsageError
-from stepwell.exporters import Batch, Exporter, open_exporter
+from stepwell.errors import ExportError, UsageError
+from stepwell.exporters import Batch, Exporter, UnopenedExporter, open_exporter
 from stepwell.exporters.jsonl import JsonLinesExporter
 from stepwell.exporters.memory import MemoryExporter
 from stepwell.exporters.sqlite import StoreExporter
@@ -93,6 +93,26 @@ def test_the_built_in_schemes_open_theirs(tmp_path: Path) -> None:
 def test_an_unknown_scheme_says_which_there_are(plug_in: Path) -> None:
     with pytest.raises(UsageError, match=r"export='ftp:x': no exporter for 'ftp', there are acme, broken, console"):
         open_exporter("ftp:x", None)
+
+
+def test_what_could_not_be_opened_takes_records_as_soon_as_it_can(plug_in: Path) -> None:
+    exporter = UnopenedExporter("late:", plug_in)
+    exporter.close()
+    with pytest.raises(ExportError, match="export='late:': no exporter for 'late'"):
+        exporter.export(Batch([b"{}"]))
+    entry_points = plug_in / "acme_stepwell-1.0.dist-info" / "entry_points.txt"
+    entry_points.write_text("[stepwell.exporters]\nlate = late_exporter:Late\n")
+    (plug_in / "late_exporter.py").write_text(
+        "class Late:\n"
+        "    taken, closed = [], []\n"
+        "    def __init__(self, url, home): pass\n"
+        "    def export(self, batch): self.taken.append(batch)\n"
+        "    def close(self): self.closed.append(True)\n"
+    )
+    exporter.export(Batch([b"{}"]))
+    exporter.close()
+    late = sys.modules.pop("late_exporter").Late
+    assert (len(late.taken), late.closed) == (1, [True])
 
 
 def test_what_is_no_url_says_so() -> None:
