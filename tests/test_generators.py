@@ -7,15 +7,20 @@ import contextlib
 import gc
 import inspect
 import itertools
+import json
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import UNSET
 
 import stepwell as sw
+from stepwell._segment import scan
 from stepwell.testing import capture
 
 
@@ -131,6 +136,67 @@ def test_break_ends_it_and_the_next_call_is_not_its_child(captured: Any) -> None
         pass
     assert captured.step("unrelated").parent_id is None
     assert outcome(captured, "counting")[0] == "cancelled"
+
+
+ABANDONED = """
+import stepwell as sw
+from stepwell.testing import capture
+
+@sw.run
+def counting():
+    yield 1
+    yield 2
+
+with capture():
+    for _ in range(20_000):
+        left = counting()
+        next(left)
+        cycle = [left]
+        cycle.append(cycle)  # for the garbage collector
+    print(len(sw.stats().exporters))
+"""
+
+
+def run_alone(program: str, folder: Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_thousands_that_the_garbage_collector_ends_do_not_crash_python(tmp_path: Path) -> None:
+    assert run_alone(ABANDONED, tmp_path) == (0, "1\n", "")
+
+
+LEFT_AT_EXIT = """
+import stepwell as sw
+from stepwell.testing import capture
+
+@sw.run
+def counting():
+    yield 1
+    yield 2
+
+if {before}:
+    with capture(), sw.tool("before"):
+        pass
+left = counting()
+next(left)
+cycle = [left]
+cycle.append(cycle)
+del left
+"""
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_one_that_ends_with_the_interpreter_is_journaled_and_does_not_hold_it_up(before: bool, tmp_path: Path) -> None:
+    assert run_alone(LEFT_AT_EXIT.format(before=before), tmp_path) == (0, "", "")
+    [session] = (tmp_path / ".stepwell" / "journal").iterdir()
+    found = scan((session / "000001.seg").read_bytes())
+    assert found is not None
+    assert [(step["name"], step["status"]) for _, _, frame in found.frames if (step := json.loads(frame))] == [
+        ("counting", "cancelled")
+    ]
 
 
 def test_collected_in_another_thread_it_ends_and_logs_nothing(captured: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,11 +3,16 @@
 A step that is open is the current span, under OpenTelemetry's own key. Under `STEP_KEY` it stands once more, so that a
 span of another library opened inside it, which takes over the span's key, does not hide run and thread from the steps
 below. `THREAD_KEY` holds the thread, `RUN_KEY` the id of a root run in another process.
+
+What must stay true: a context may be set at any moment, also by a finaliser that the garbage collector runs.
 """
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import opentelemetry.context
@@ -77,3 +82,21 @@ def current_run() -> Step | None:
     while step is not None and step.id != step.root_run_id:
         step = step.enclosing
     return step
+
+
+def _keeper() -> Callable[[str, object], None]:
+    kept: object = None
+
+    def keep(phase: str, _: object, copy: Callable[[], object] = copy_context) -> None:
+        nonlocal kept
+        if phase == "start":
+            kept = copy()
+
+    return keep
+
+
+if sys.version_info < (3, 12):
+    # Python runs the garbage collector inside of `ContextVar.set` there, and crashes where what is collected sets a
+    # variable in its turn (github.com/python/cpython/issues/148891), as an abandoned generator does whose step ends.
+    # A reference to the variables being changed prevents it, for a third of a microsecond a collection.
+    gc.callbacks.append(_keeper())
