@@ -63,6 +63,7 @@ class _State:
         self.settings: Settings | None = None
         self.exporters: list[Exporter] | None = None
         self.pipeline: Pipeline | None = None
+        self.loaded: type[Pipeline] | None = None
         self.after_shutdown = 0
         self.registered = False
         self.registered_pid = 0  # the child of `multiprocessing` that calls us at its end
@@ -107,6 +108,7 @@ def configure(
         _state.settings, _state.exporters = settings, exporters
         _apply(settings)
         RECORDER.use_append(_first_append)
+        _register()
         _state.closing += old is not None
     if old is not None:
         _replace(old, settings.exit_timeout)
@@ -187,7 +189,14 @@ def _settle() -> Settings:
             )
             _apply(_state.settings)
             RECORDER.ready = True
+            _register()
         return _state.settings
+
+
+def _register() -> None:
+    if not _state.registered:
+        _state.registered = True
+        atexit.register(_at_exit)
 
 
 def _give_settings() -> bytes:
@@ -207,22 +216,18 @@ def _take_settings(data: bytes) -> None:
         if data and _state.settings is None:
             _state.settings = unpacked(data)
             _apply(_state.settings)
+            _register()
 
 
 def _start() -> None:
     _state.starting = True
     try:
         settings = _settle()
-        if _state.exporters is None:
-            _state.exporters = _open_exporters(settings, somebody_asked=False)
-        _state.pipeline = _make_pipeline(settings, _state.exporters)
+        _state.pipeline = _make_pipeline(settings, _exporters(settings))
         journal = _state.pipeline.journal
         RECORDER.use_append(journal.append, journal.append_parts)
         if not _state.closing:
             _state.pipeline.start()
-        if not _state.registered:
-            _state.registered = True
-            atexit.register(_at_exit)
         _register_in_child()
     finally:
         _state.starting = False
@@ -243,10 +248,22 @@ def _register_in_child() -> None:
         Finalize(None, _at_exit, exitpriority=-1000)
 
 
-def _make_pipeline(settings: Settings, exporters: Sequence[Exporter]) -> Pipeline:
-    from stepwell._pipeline import Pipeline  # a third of the time of `import stepwell`, and not needed before
+def _exporters(settings: Settings) -> list[Exporter]:
+    if _state.exporters is None:
+        _state.exporters = _open_exporters(settings, somebody_asked=False)
+    return _state.exporters
 
-    return Pipeline(settings, exporters, RECORDER)
+
+def _make_pipeline(settings: Settings, exporters: Sequence[Exporter]) -> Pipeline:
+    return _load_pipeline()(settings, exporters, RECORDER)
+
+
+def _load_pipeline() -> type[Pipeline]:
+    if _state.loaded is None:  # it is asked for again at the very end, when imports fail
+        from stepwell._pipeline import Pipeline  # a third of the time of `import stepwell`, and not needed before
+
+        _state.loaded = Pipeline
+    return _state.loaded
 
 
 def _forward(frame: bytes) -> None:
@@ -297,21 +314,27 @@ def stats() -> Stats:
 
 
 def _at_exit() -> None:
+    """Deliver; from here on no thread can be started: waiting for one, the interpreter would never end."""
     with _state.lock:
-        pipeline, settings = _state.pipeline, _state.settings
-        if pipeline is None or settings is None:
+        if _state.pipeline is None and RECORDER.append is not _first_append:
             return
-        pipeline.interrupt()
-        _state.pipeline = None
+        if _state.pipeline is not None:
+            _state.pipeline.interrupt()
+        pipeline, _state.pipeline = _state.pipeline, None
         RECORDER.use_append(_late_append)
-    pipeline.close(time.monotonic() + settings.exit_timeout, _forward)
+        if pipeline is None and RECORDER.open_steps:  # they end with what holds them, when nothing can be imported
+            _load_pipeline()
+            _exporters(_settle())
+    if pipeline is not None:
+        pipeline.close(time.monotonic() + _settle().exit_timeout, _forward)
 
 
 def _late_append(frame: bytes) -> None:
     """Journal what is recorded while the interpreter goes down; the next process delivers it."""
     with _state.lock:
-        if RECORDER.append is _late_append and _state.settings is not None:
-            late = _make_pipeline(_state.settings, _state.exporters or [])
+        if RECORDER.append is _late_append:
+            settings = _settle()
+            late = _make_pipeline(settings, _exporters(settings))
             RECORDER.use_append(late.journal.append_or_drop)
     RECORDER.append(frame)
 
