@@ -10,8 +10,10 @@ next segment; and, where the pace is steady, of how late the program wakes from 
 interpreter that all of the program's own input and output feels. Each is the median of the rounds.
 
 `nothing` records nothing: what it shows is the machine. The delivery is to SQLite; OpenTelemetry's, with a
-BatchSpanProcessor, over OTLP/HTTP to a sink in another process. The promise: at p99.9 a change of segment takes less
-than a millisecond longer than the calls around it.
+BatchSpanProcessor, over OTLP/HTTP to a sink in another process. The promise: at a steady pace a call in which the
+segment changes takes less than a millisecond longer than others, at p99.9. Flat out, the program and its shipper have
+one interpreter between them, and whoever wants it back waits for Python's switch interval: what is to be read there is
+the difference to OpenTelemetry.
 """
 
 from __future__ import annotations
@@ -212,7 +214,8 @@ def print_rows(rows: dict[tuple[str, ...], Row]) -> bool:
     for name, row in rows.items():
         cells = [f"{row[head]:>11.0f}" if head in row else f"{'':>11}" for head in heads]
         print(f"{', '.join(name):<32}" + "".join(cells))
-        kept = kept and row.get("roll p99.9", 0.0) - row["p50"] < LIMIT_US and row.get("balanced", True) is not False
+        is_late = "steady" in name and row.get("roll p99.9", 0.0) - row["p50"] > LIMIT_US
+        kept = kept and not is_late and row.get("balanced", 1.0) == 1.0
     return kept
 
 
@@ -240,7 +243,9 @@ def main() -> int:
         kept = print_rows(run_rows(seconds, rounds, endpoint, options.only))
     finally:
         server.terminate()
-    print(f"\n{'' if kept else 'FAILED: '}the promise is a roll under {LIMIT_US:.0f} µs more than a call, at p99.9")
+    print(
+        f"\n{'' if kept else 'FAILED: '}the promise is, at a steady pace, a change of segment under {LIMIT_US:.0f} µs"
+    )
     return 0 if options.smoke else int(not kept)
 
 
