@@ -24,6 +24,7 @@ ORDER = [
     "_context",
     "responses",
     "_redaction",
+    "_media",
     "_snapshot",
     "_capture",
     "_checks",

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import string
+import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -135,8 +137,8 @@ def test_the_repr_of_an_object_is_masked_by_names_and_shapes() -> None:
             return f"Client(api_key='it\\'s me', k=5, password=hunter2, note=\"{JWT}\", {{'x-api-key': \"abc\"}})"
 
     assert encoded(Client())["repr"] == (
-        "Client(api_key=[redacted:api_key:10], k=5, password=[redacted:password:7], "
-        "note=\"[redacted:jwt:71]\", {'x-api-key': [redacted:api_key:5]})"
+        "Client(api_key='[redacted:api_key:8]', k=5, password=[redacted:password:7], "
+        'note="[redacted:jwt:71]", {\'x-api-key\': "[redacted:api_key:3]"})'
     )
 
 
@@ -241,6 +243,105 @@ def test_a_pattern_that_fails_costs_the_payload(monkeypatch: pytest.MonkeyPatch)
 def test_a_wrong_rule_is_refused_by_name_and_value(redact: Any, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         Capture(redact=redact)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("{'config': {'password': 'hunter2', 'a': 1}}", "{'config': {'password': '[redacted:password:7]', 'a': 1}}"),
+        ('{"a": "{\\"password\\": \\"hunter2\\"}"}', '{"a": "{\\"password\\": \\"[redacted:password:7]\\"}"}'),
+        ('note="password=hunter2"', 'note="password=[redacted:password:8]'),
+        ("cookies={'a': 'b', 'c': ['d']}, x=1", "cookies=[redacted:cookies:22], x=1"),
+        ("password=('a', b", "password=[redacted:password:7]"),
+        ("Authorization: Basic YWRhOmE=\nHost: x", "Authorization: [redacted:authorization:14]\nHost: x"),
+        ("Cookie: a=b; c=d", "Cookie: [redacted:cookie:8]"),
+        ('\\"Cookie\\": \\"a=b\\"', '\\"Cookie\\": \\"[redacted:cookie:3]\\"'),
+        ("pwd='''hunter2'''", "pwd='''[redacted:pwd:7]'''"),
+        ("headers.cookie = x", "headers.cookie = [redacted:cookie:1]"),
+        ("/a?api_key=hunter2&b=c", "/a?api_key=[redacted:api_key:11]"),
+        ("password: 'never closed", "password: '[redacted:password:12]"),
+        ("password=None, secret=true, pwd=, id_token=''", "password=None, secret=true, pwd=, id_token=''"),
+        ("password = [redacted:openai:23]", "password = [redacted:password:20]"),
+        ("a [redacted:password:7] b", "a [redacted:password:7] b"),
+        ("a=1, tokens: 5, key='x'", "a=1, tokens: 5, key='x'"),
+    ],
+)
+def test_in_prose_a_value_is_secret_by_the_name_before_it(text: str, masked: str) -> None:
+    assert json.loads(CAPTURE.text(text, prose=True)) == masked
+
+
+def test_the_last_part_of_a_dotted_name_counts() -> None:
+    assert encoded({"http.request.header.cookie": "a=b", "cookie.policy": "x"}) == {
+        "http.request.header.cookie": "[redacted:cookie:3]",
+        "cookie.policy": "x",
+    }
+
+
+def test_the_end_of_a_text_is_masked_before_it_is_cut() -> None:
+    secret = "sk-" + "a1" * 20
+    for after in range(70, 130, 7):
+        found = json.loads(CAPTURE.text("x" * 500 + " " + secret + " " + "y" * after, 100, tail=True))
+        assert "a1a1" not in found
+        assert found.endswith("y" * 70)
+        assert found.startswith("[")
+    assert json.loads(CAPTURE.text("short", 100, tail=True)) == "short"
+
+
+def test_texts_seen_before_are_not_trusted_under_a_name_that_holds_a_secret() -> None:
+    capture = Capture()
+    rows: list[dict[str, Any]] = [{"role": "user", "content": f"{n} " + "water " * 50} for n in range(50)]
+    key = "sk-" + "a1" * 20
+    for _again in range(3):
+        assert capture.encode(rows) == orjson.dumps(rows)
+        assert key.encode() not in capture.encode([*rows, {key: "user"}])
+        assert key.encode() not in capture.encode([*rows, {"x" * 200 + " " + key: "user"}])
+        assert key.encode() not in capture.encode([*rows, {"role": f"the {key}"}])
+        assert key.encode() not in capture.encode({"a": key, "rows": rows})
+        assert key.encode() not in capture.encode({"rows": rows, "more": [rows, key]})
+
+
+def test_texts_are_remembered_within_bounds() -> None:
+    rules = Rules(None, True)
+    for number in range(5000):
+        rules.vouch_for([f"{number} " + "x" * 1000])
+    assert 0 < len(rules.clean_texts) < 2200
+    for number in range(5000):
+        rules.vouch_for([f"{number}.{each}" for each in range(10)])
+    assert 0 < len(rules.clean_texts) <= 16_384
+    before = len(rules.clean_texts)
+    rules.vouch_for(["x" * 3_000_000])
+    assert len(rules.clean_texts) == before
+
+
+def seconds(mask: Callable[[str], str], text: str) -> float:
+    started = time.thread_time()
+    mask(text)
+    return time.thread_time() - started
+
+
+SHAPE_PARTS = [
+    "-eyJ", "eyJ", "eyJa.", "eyJ" + "a" * 20 + ".", "eyJ" + "a" * 20 + "." + "b" * 20 + ".", "://", "://a", "://a:",
+    "://a:b", "@", "sk-", "-sk-", "sk_live_", "AKIA", "AIza", "ghp_", "github_pat_", "hf_", "xoxb-", "Bearer ",
+    "Bearer", "-----BEGIN ", "-----BEGIN A", "-----BEGIN PRIVATE KEY-----", "-----END ", "-", "_", "A", " ",
+    "data:a/b;base64,",
+]  # fmt: skip
+NAME_PARTS = [
+    "a", "a.", "a:", "name=", "password=", "password: ", "password='", "password=\\'", "password={", "password=[{",
+    "password = '''", "cookie: ", "cookie: \\", "\\", '"', "[redacted:", "[redacted:password:",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [*SHAPE_PARTS, *NAME_PARTS])
+def test_hostile_text_takes_time_in_proportion_to_its_length(part: str) -> None:
+    rules = Rules(None, True)
+    mask = rules.prose if part in NAME_PARTS else rules.text
+    text = part * (1_000_000 // len(part))
+    for attempt in range(5):  # the machine may be busy
+        once, twice = seconds(mask, text), seconds(mask, text + text)
+        if twice <= 4 * once:
+            break
+        assert attempt < 4 or twice < 0.01, (once, twice)
+    assert once < 10
 
 
 def test_a_wrong_switch_is_refused() -> None:

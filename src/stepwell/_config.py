@@ -144,12 +144,13 @@ def _open_exporters(settings: Settings, *, somebody_asked: bool) -> list[Exporte
 def _apply(settings: Settings) -> None:
     """Set the recorder up."""
     recorder = RECORDER
-    recorder.use_capture(Capture(max_field_bytes=settings.max_field_bytes, redact=settings.redact))
+    recorder.blobs = blobs = None if settings.home is None else BlobStore(settings.home.absolute() / "blobs")
+    limit = settings.max_field_bytes
+    recorder.use_capture(Capture(max_field_bytes=limit, redact=settings.redact, blobs=blobs, fault=recorder.fault))
     recorder.enabled, recorder.strict, recorder.ready = settings.enabled, settings.strict, False
     recorder.capture_input, recorder.capture_output = settings.capture_input, settings.capture_output
     recorder.after_root = partial(flush, settings.exit_timeout) if settings.flush_on_root_end else None
     recorder.sample_bound = round(settings.sample * (1 << 56))
-    recorder.blobs = None if settings.home is None else BlobStore(settings.home.absolute() / "blobs")
     given = {"environment": settings.environment, "release": settings.release, "service": settings.service, "sdk": SDK}
     texts = [b',"%b":%b' % (name.encode(), recorder.text(value)) for name, value in given.items() if value is not None]
     recorder.tail = b"".join(texts) + b"}"

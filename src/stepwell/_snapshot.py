@@ -4,7 +4,8 @@
    of it is guarded, and types are told by `type(x)` and its mro, because `__class__` may lie or raise.
 2. Containers are copied by one call of C code before their items are looked at; who changes them meanwhile is seen.
 3. Iterators are never consumed; an arbitrary `__dict__` is never walked.
-4. Strings are masked before they are cut. What JSON can't say becomes a marker, see `stepwell._capture`.
+4. Media move out before strings are masked, and strings are masked before they are cut. What JSON can't say becomes a
+   marker, see `stepwell._capture`.
 """
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -31,6 +32,7 @@ from typing import Any, Final, cast
 
 import orjson
 
+from stepwell._media import BASE64_FIELDS, MIN_BASE64, Extraction
 from stepwell._redaction import RedactionFailedError, Rules, mask
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "OVERLAP", "Snapshot", "marker", "printable", "repr_of"]
@@ -64,16 +66,17 @@ def printable(text: str) -> str:
 def repr_of(value: object, rules: Rules) -> str:
     """Return the object's repr, masked, printable and bounded; raise what `__repr__` raises."""
     text = str.__str__(repr(value))
-    return printable(rules.repr(text[: MAX_REPR_CHARACTERS + OVERLAP]))[:MAX_REPR_CHARACTERS]
+    return printable(rules.prose(text[: MAX_REPR_CHARACTERS + OVERLAP]))[:MAX_REPR_CHARACTERS]
 
 
 class Snapshot:
     """Copies one value; used once, because it counts what it may still visit."""
 
-    __slots__ = ("_characters", "_items", "_nodes", "_path", "_rules")
+    __slots__ = ("_characters", "_items", "_media", "_nodes", "_path", "_rules")
 
-    def __init__(self, rules: Rules, limit: int) -> None:
+    def __init__(self, rules: Rules, limit: int, media: Extraction | None = None) -> None:
         self._rules = rules
+        self._media = media
         self._characters = 2 * limit  # each string may take half of what is left: one never starves those after it
         self._items = max(limit // 8, MAX_NODES)  # numbers, which C code visits
         self._nodes = MAX_NODES
@@ -93,8 +96,13 @@ class Snapshot:
             return marker("object", type=_type_name(kind), error=_type_name(type(error)))
 
     def copy_text(self, value: Any) -> Any:
-        """Copy a string: masked, then cut."""
+        """Copy a string: media moved out, masked, then cut."""
         text = str.__str__(value)
+        if self._media is not None and len(text) >= MIN_BASE64 and (moved := self._media.of_text(text)) is not None:
+            return {**moved, "text": self._copy_prose(moved["text"])} if "text" in moved else moved
+        return self._copy_prose(text)
+
+    def _copy_prose(self, text: str) -> Any:
         most = self._characters // 2
         read = text[: most + OVERLAP] if most > 0 else ""
         clean = self._rules.text(read)
@@ -106,9 +114,11 @@ class Snapshot:
         return shown if shown == head else marker("surrogate", text=shown)
 
     def copy_bytes(self, value: Any) -> Any:
-        """Copy the head of a buffer."""
+        """Copy a buffer: as a blob, else its head."""
         with memoryview(value) as whole, whole.cast("B") as view:
             size = view.nbytes
+            if self._media is not None and (moved := self._media.of_bytes(view)) is not None:
+                return moved
             most = min(MAX_BYTES, max(self._characters // 2, 0))
             head = view[: most + OVERLAP].tobytes()
         text = head.decode("latin-1")
@@ -185,10 +195,17 @@ class Snapshot:
             while name in copies:  # 1 and "1" both stay
                 taken[text] = taken.get(text, 1) + 1
                 name = f"{text} ({taken[text]})"
-            copies[name] = self.copy(item) if rule is None else self._masked(rule, item)
+            copies[name] = self._copy_field(key, item, pairs) if rule is None else self._masked(rule, item)
         if total > len(copies):
             copies["$stepwell:truncated"] = marker("truncated", items=total - len(copies))
         return copies
+
+    def _copy_field(self, key: Any, item: Any, pairs: list[tuple[Any, Any]]) -> Any:
+        if self._media is not None and type(key) is str and key in BASE64_FIELDS:
+            moved = self._media.of_field(key, item, pairs)
+            if moved is not None:
+                return moved
+        return self.copy(item)
 
     def _secret_name(self, key: Any) -> str | None:
         if str in _mro(type(key)):
@@ -196,7 +213,7 @@ class Snapshot:
         return self._rules.secret_name(key.decode("latin-1")) if type(key) is bytes else None
 
     def _key(self, key: Any) -> str:
-        shown = self.copy(key)
+        shown = self._without_media(key)
         if type(shown) is str:
             return shown
         if type(shown) is dict and shown.get("$stepwell") == "surrogate":
@@ -208,7 +225,15 @@ class Snapshot:
             return value
         if type(value) is str:
             return mask(rule, len(value))
-        return mask(rule, len(orjson.dumps(self.copy(value)).decode()))
+        return mask(rule, len(orjson.dumps(self._without_media(value)).decode()))
+
+    def _without_media(self, value: Any) -> Any:
+        """Copy what must leave no blob: it is secret itself, or there is no place for a reference."""
+        media, self._media = self._media, None
+        try:
+            return self.copy(value)
+        finally:
+            self._media = media
 
 
 def _with_rest(copies: Any, total: int) -> Any:

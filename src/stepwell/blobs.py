@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -41,8 +41,14 @@ class BlobStore:
                 self._keep(file, target)
         return digest
 
-    def put_file(self, source: Path, *, max_bytes: int) -> tuple[str, int]:
-        """Store a copy of a file; return SHA-256 and size in bytes.
+    def has(self, sha256: str) -> bool:
+        """Say whether a blob is here."""
+        return self._target(sha256).exists()
+
+    def put_file(
+        self, source: Path, *, max_bytes: int, check: Callable[[bytes], object] | None = None
+    ) -> tuple[str, int]:
+        """Store a copy of a file, unless `check` raises when given a piece of it; return SHA-256 and size in bytes.
 
         Raises `OSError` where it can't be read or stored, `UsageError` where it is larger than `max_bytes` or no
         regular file (opening a pipe would wait for its writer).
@@ -57,6 +63,8 @@ class BlobStore:
                 size += len(chunk)
                 if size > max_bytes:
                     raise UsageError(f"{str(source)!r} is larger than {max_bytes} bytes")
+                if check is not None:
+                    check(chunk)
                 digest.update(chunk)
                 file.write(chunk)
             self._keep(file, self._target(digest.hexdigest()))
