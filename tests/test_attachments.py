@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,3 +239,94 @@ def test_a_step_that_is_not_recorded_stores_nothing(tmp_path: Path) -> None:
     with capture(home=tmp_path / "home", sample=0), sw.tool("x") as step:
         step.attach(DATA)
     assert not (tmp_path / "home").exists()
+
+
+KEY = "sk-" + "Zq8" * 10
+
+
+def test_text_is_masked_before_it_is_stored(tmp_path: Path, at_home: Captured) -> None:
+    masked = b"# config\nOPENAI=[redacted:openai:33]\npassword='[redacted:password:7]'\n"
+    with sw.tool("x") as step:
+        step.attach(f"# config\nOPENAI={KEY}\npassword='hunter2'\n".encode(), name=".env")
+    (found,) = attachments_of(at_home)
+    assert (found["size"], found["sha256"]) == (len(masked), hashlib.sha256(masked).hexdigest())
+    digest = found["sha256"]
+    assert (tmp_path / "home" / "blobs" / digest[:2] / digest).read_bytes() == masked
+
+
+def test_text_in_another_encoding_stays_in_it(tmp_path: Path, at_home: Captured) -> None:
+    with sw.tool("x") as step:
+        step.attach(f"schlüssel {KEY}".encode("utf-16"))
+    digest = attachments_of(at_home)[0]["sha256"]
+    content = (tmp_path / "home" / "blobs" / digest[:2] / digest).read_bytes()
+    assert content.decode("utf-16") == "schlüssel [redacted:openai:33]"
+
+
+def test_what_travels_in_the_record_is_masked_too(captured: Captured) -> None:
+    with sw.tool("x") as step:
+        step.attach(f"a {KEY}".encode(), mime="text/plain")
+    (found,) = attachments_of(captured)
+    assert base64.b64decode(found["url"].partition(",")[2]) == b"a [redacted:openai:33]"
+    assert found["size"] == 22
+
+
+def test_what_is_no_text_and_holds_a_secret_is_not_stored(tmp_path: Path, at_home: Captured) -> None:
+    with sw.tool("x") as step:
+        step.attach(b"\x89PNG\xff" + KEY.encode(), name="a.png")
+    (found,) = attachments_of(at_home)
+    assert found == {"name": "a.png", "metadata": {"$stepwell": "not_stored", "reason": "it holds a secret"}}
+    assert not (tmp_path / "home" / "blobs").exists()
+
+
+@pytest.mark.parametrize("before", [0, 1024 * 1024 - 15, 5_000_000])
+def test_a_text_too_long_to_be_masked_is_stored_if_it_holds_no_secret(
+    before: int, tmp_path: Path, at_home: Captured
+) -> None:
+    file = tmp_path / "log.txt"
+    line = b"the well gives water\n"
+    with sw.tool("x") as step:
+        file.write_bytes(line * 300_000)
+        step.attach(file)
+        file.write_bytes(line * (before // 21) + b" " * (before % 21) + KEY.encode() + b"\n" + line * 250_000)
+        step.attach(file)
+        step.attach(file.read_bytes())
+    kept, *refused = attachments_of(at_home)
+    assert kept["size"] == 6_300_000
+    assert [each["metadata"]["reason"] for each in refused] == ["it holds a secret"] * 2
+
+
+def test_a_text_too_long_for_a_function_is_not_stored(tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    file.write_bytes("the well gives wäter\n".encode() * 300_000)
+    photo = tmp_path / "photo.raw"
+    photo.write_bytes(b"\0\xff" * 3_000_000)
+    with capture(home=tmp_path / "home", redact=[bytes]) as captured, sw.tool("x") as step:
+        step.attach(file)
+        step.attach(file.read_bytes())
+        step.attach(photo)
+    first, second, third = attachments_of(captured)
+    reason = {"$stepwell": "redaction_failed", "rule": "too long a text for a callable"}
+    assert (first["metadata"], second["metadata"]) == (reason, reason)
+    assert third["size"] == 6_000_000
+
+
+def test_a_rule_leaves_ids_and_hashes_alone(tmp_path: Path) -> None:
+    with capture(home=tmp_path / "home", redact=[re.compile("[0-9]")]) as captured:
+        with sw.thread("0192f0c1-aaaa-7bbb-8ccc-dddddddddddd"), sw.tool("x") as step:
+            step.attach(DATA)
+            step.score("s", 1)
+        sw.score(step.id, "late", 1)
+    (found,) = captured.fields("x")["attachments"]
+    assert found["sha256"] == SHA256
+    assert re.fullmatch("[0-9a-f-]{36}", found["id"])
+    assert captured.step("x").thread_id == "0192f0c1-aaaa-7bbb-8ccc-dddddddddddd"
+    assert captured.threads[0].id == "0192f0c1-aaaa-7bbb-8ccc-dddddddddddd"
+    assert [score.step_id for score in captured.scores] == [step.id]
+
+
+def test_a_url_of_another_kind_is_not_taken_for_a_path(captured: Captured, caplog: pytest.LogCaptureFixture) -> None:
+    with sw.tool("x") as step:
+        step.attach("postgres://ada:hunter2hunter2@db/tea")
+    (found,) = attachments_of(captured)
+    assert found["metadata"]["reason"] == "of URLs only http:, https: and data: can be attached"
+    assert "hunter2" not in caplog.text

@@ -1,7 +1,7 @@
 """What a call was given, checked where it is written.
 
-What must stay true: wrong values are named in the message, and naming one never raises anything but `UsageError`,
-whatever its `__repr__` does; the key in a URL is not named.
+What must stay true: wrong values are named in the message, with no secret in them, and naming one never raises anything
+but `UsageError`, whatever its `__repr__` does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, cast
 
+from stepwell._redaction import Rules
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import UsageError
 
@@ -27,12 +28,19 @@ __all__ = [
 MAX_TAGS: Final = 1000
 _SHOWN_CHARACTERS: Final = 100
 _CREDENTIALS: Final = re.compile("(?<=://).*@", re.DOTALL)  # too much rather than too little: a key may hold anything
+_READ_BEYOND: Final = 8192
+_CUT_WORD: Final = re.compile(r"([^\s'\"=:,()\[\]{}]{,4})[^\s'\"=:,()\[\]{}]*\Z")
+_RULES: Final = Rules(None, True)
 
 
 def shown(value: object) -> str:
-    """Return the head of the value's repr, its type where that raises."""
+    """Return the head of the value's repr, its type where that raises; secrets that the default rules know are masked.
+
+    Of a word at the cut four characters stay: in half a secret the user's own rules, applied later, find nothing.
+    """
     try:
-        return without_credentials(repr(value))[:_SHOWN_CHARACTERS]
+        text = _RULES.prose(without_credentials(repr(value))[: _SHOWN_CHARACTERS + _READ_BEYOND])
+        return text if len(text) <= _SHOWN_CHARACTERS else _CUT_WORD.sub(r"\1...", text[:_SHOWN_CHARACTERS], count=1)
     except Exception:  # noqa: BLE001 - the user's __repr__ may raise anything
         return f"<{type(value).__name__}>"
 

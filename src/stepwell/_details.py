@@ -1,7 +1,8 @@
 """The parts of a step that are not on every step, as JSON bytes: errors, attachments, scores, generation, usage.
 
 What must stay true: values that come at run time never raise here; what is wrong goes to `Recorder.misuse`, which
-raises only when strict, and the rest of the step is recorded all the same.
+raises only when strict, and the rest of the step is recorded all the same. The content of an attachment passes the
+redaction rules before it is stored: text is masked, what is no text is not stored if it holds a secret.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import mimetypes
 import operator
+import re
 import stat
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from stepwell._checks import MAX_TAGS, checked_choice, checked_name, checked_tags, shown
+from stepwell._media import MAX_TEXT_BYTES, OVERLAP, clean_content, is_clean, refuse_long_text
 from stepwell._recorder import Recorder
+from stepwell._redaction import RedactionFailedError, Rules
 from stepwell.errors import UsageError
 
 __all__ = [
@@ -42,6 +46,8 @@ MAX_TRACEBACK_FRAMES: Final = 100
 MAX_ERROR_CHARACTERS: Final = 32 * 1024
 _NO_FOLDER: Final = f"no folder to keep it in, and over {MAX_INLINE_BYTES} bytes"
 SCORE_TYPES: Final = ("HUMAN", "CODE", "AI")
+
+_MIME: Final = re.compile(r"[\w.+-]+/[\w.+-]+(?:;[\w.+=-]+)*", re.ASCII)
 
 _TEXTS: Final = frozenset(
     {"provider", "model", "response_model", "prompt_id", "stop_reason", "response_id", "request_id", "model_endpoint"}
@@ -89,20 +95,33 @@ def attachment_json(recorder: Recorder, attachment: object) -> bytes:
 
     What `Attachment` takes is taken too.
     """
-    text = recorder.text
-    found: dict[str, bytes] = {}
+    content = attachment.content if isinstance(attachment, Attachment) else attachment
     try:
         given = attachment if isinstance(attachment, Attachment) else Attachment(cast("str", attachment))
         found = _stored(recorder, given)
+    except RedactionFailedError as failure:
+        found = _refused(recorder, attachment, {"$stepwell": "redaction_failed", "rule": failure.rule})
+    except _SecretError:
+        found = _refused(recorder, attachment, {"$stepwell": "not_stored", "reason": "it holds a secret"})
     except (OSError, ValueError) as error:  # UsageError is one
-        content = attachment.content if isinstance(attachment, Attachment) else attachment
         recorder.misuse(f"attachment {_named(content)} was not stored: {error}")
-        found["metadata"] = recorder.encode({"$stepwell": "not_stored", "reason": str(error)})
-        if isinstance(attachment, Attachment):
-            found |= {key: text(value) for key in ("name", "mime") if (value := getattr(attachment, key)) is not None}
-            if isinstance(content, Path) and "name" not in found:
-                found["name"] = text(content.name)
-    return _object({"id": text(recorder.new_id()), **found})
+        found = _refused(recorder, attachment, {"$stepwell": "not_stored", "reason": str(error)})
+    return _object({"id": recorder.id_json(recorder.new_id()), **found})
+
+
+class _SecretError(Exception):
+    """Says that a file that is no text holds a secret."""
+
+
+def _refused(recorder: Recorder, attachment: object, why: dict[str, str]) -> dict[str, bytes]:
+    """Return what can be said of an attachment that is not stored."""
+    found = {"metadata": recorder.encode(why)}
+    if isinstance(attachment, Attachment):
+        names = {"name": attachment.name, "mime": attachment.mime}
+        if isinstance(attachment.content, Path) and attachment.name is None:
+            names["name"] = attachment.content.name
+        found |= {key: recorder.text(value) for key, value in names.items() if value is not None}
+    return found
 
 
 def _named(content: object) -> str:
@@ -114,12 +133,16 @@ def _stored(recorder: Recorder, attachment: Attachment) -> dict[str, bytes]:
     content, name, mime = attachment.content, attachment.name, attachment.mime
     if isinstance(content, str) and _scheme(content) in {"http", "https"}:
         name = name or PurePosixPath(urlsplit(content).path).name or None
-        where = {"url": recorder.text(content)}
+        where = {"url": recorder.text(content, prose=True)}  # api_key=... in the query
         mime = mime or _guessed(name)
     elif isinstance(content, str) and _scheme(content) == "data":
         told_mime, data = _from_data_url(content)
         mime = mime or told_mime
         where = _store_bytes(recorder, data, mime)
+    elif (
+        isinstance(content, str) and "://" in content
+    ):  # a path loses a slash, and with it what shows that it is secret
+        raise UsageError("of URLs only http:, https: and data: can be attached")
     elif isinstance(content, str | Path):
         name = name or Path(content).name
         mime = mime or _guessed(name)
@@ -157,26 +180,45 @@ def _store_file(recorder: Recorder, path: Path, mime: str | None) -> dict[str, b
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a terminal would wait for ever
         raise UsageError("it is not a file")
-    if recorder.blobs is None:
-        if status.st_size > MAX_INLINE_BYTES:
-            raise UsageError(_NO_FOLDER)
+    if status.st_size <= MAX_TEXT_BYTES:
         return _store_bytes(recorder, path.read_bytes(), mime)
-    sha256, size = recorder.blobs.put_file(path, max_bytes=MAX_ATTACHMENT_BYTES)
-    return {"sha256": recorder.text(sha256), "size": b"%d" % size}
-
-
-def _store_bytes(recorder: Recorder, data: bytes, mime: str | None) -> dict[str, bytes]:
-    fields = {"size": b"%d" % len(data)}
-    if len(data) > MAX_ATTACHMENT_BYTES:
-        raise UsageError(f"larger than {MAX_ATTACHMENT_BYTES} bytes")
-    if recorder.blobs is not None:
-        return {**fields, "sha256": recorder.text(recorder.blobs.put(data))}
-    if len(data) > MAX_INLINE_BYTES:
+    if recorder.blobs is None:
         raise UsageError(_NO_FOLDER)
+    sha256, size = recorder.blobs.put_file(path, max_bytes=MAX_ATTACHMENT_BYTES, check=_Check(recorder.capture.rules))
+    return {"sha256": orjson.dumps(sha256), "size": b"%d" % size}
+
+
+class _Check:
+    """Looks at a file too large to be masked, piece by piece."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._before = b""
+
+    def __call__(self, piece: bytes) -> None:
+        if not self._before:
+            refuse_long_text(piece, self._rules)
+        if not is_clean(self._before + piece, self._rules):
+            raise _SecretError
+        self._before = piece[-OVERLAP:]
+
+
+def _store_bytes(recorder: Recorder, given: bytes, mime: str | None) -> dict[str, bytes]:
+    if len(given) > MAX_ATTACHMENT_BYTES:
+        raise UsageError(f"larger than {MAX_ATTACHMENT_BYTES} bytes")
+    if recorder.blobs is None and len(given) > MAX_INLINE_BYTES:
+        raise UsageError(_NO_FOLDER)
+    data = clean_content(given, recorder.capture.rules)
+    if data is None:
+        raise _SecretError
+    fields = {"size": b"%d" % len(data)}
+    if recorder.blobs is not None:
+        return {**fields, "sha256": orjson.dumps(recorder.blobs.put(data))}
     import base64  # rare: only where nothing is kept on disk
 
     # Not `text`: its rules would look for secrets in base64 and break it.
-    kind = mime if mime and mime.isascii() else "application/octet-stream"
+    told = orjson.loads(recorder.text(mime)) if mime else ""
+    kind = told if _MIME.fullmatch(told) else "application/octet-stream"
     url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return {**fields, "url": orjson.dumps(url)}
 
@@ -203,7 +245,7 @@ def score_json(
     if value is not None and number is None:
         recorder.misuse(f"score {shown(name)}: value must be a finite number, got {shown(value)}")
         comment = comment if comment is not None else f"value was {shown(value)}"
-    fields = {"id": text(recorder.new_id()), "name": text(name), "type": text(type_)}
+    fields = {"id": recorder.id_json(recorder.new_id()), "name": text(name), "type": text(type_)}
     if number is not None:
         fields["value"] = orjson.dumps(number)
     if label is not None:
@@ -305,8 +347,7 @@ def describe_error(recorder: Recorder, error: BaseException) -> bytes:
     except Exception as fault:  # noqa: BLE001 - the user's __str__ may raise anything
         message = f"<str() raised {type(fault).__name__}>"
     try:
-        lines = traceback.format_exception(error, limit=-MAX_TRACEBACK_FRAMES)
-        frames: str | None = "".join(lines)[-MAX_ERROR_CHARACTERS:]
+        frames: str | None = "".join(traceback.format_exception(error, limit=-MAX_TRACEBACK_FRAMES))
     except Exception:  # noqa: BLE001 - it calls the user's __str__ and __repr__
         frames = None
     return error_json(recorder, name, message, frames)
@@ -314,7 +355,10 @@ def describe_error(recorder: Recorder, error: BaseException) -> bytes:
 
 def error_json(recorder: Recorder, type_: str | None, message: object, frames: str | None) -> bytes:
     """Return `{"type", "message", "traceback"}` with the absent ones left out; `message` may be anything."""
-    given = {"type": type_, "message": message, "traceback": frames}
-    return _object(
-        {key: recorder.text(value, MAX_ERROR_CHARACTERS) for key, value in given.items() if value is not None}
-    )
+    most, text = MAX_ERROR_CHARACTERS, recorder.text
+    told = {} if type_ is None else {"type": text(type_, most)}
+    if message is not None:
+        told["message"] = text(cast("str", message), most, prose=True)
+    if frames is not None:
+        told["traceback"] = text(frames, most, prose=True, tail=True)
+    return _object(told)

@@ -6,6 +6,7 @@ What must stay true:
    `_config` fills it and nobody else.
 2. Nothing raised inside stepwell reaches the program: it goes to `fault`, which counts it and logs it at most once a
    minute a reason. Only wrong use raises, and where it depends on values at run time, only with `strict`.
+3. What is logged passes the redaction rules, as what is recorded does: messages show values.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -20,6 +22,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import orjson
 
 from stepwell._capture import Capture
 from stepwell._checks import shown
@@ -39,6 +43,9 @@ CLOCK_SET_NS: Final = 100_000_000  # a jump of the wall clock by more is somebod
 LOG_EVERY_S: Final = 60.0
 MAX_ANNOUNCED: Final = 10_000  # steps that are known to be open for long; more can only be leaked ones
 MAX_CALL_SITES: Final = 1000  # remembered as warned about; beyond that, warnings of new ones are only counted
+_UUID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+MAX_LOGGED_CHARACTERS: Final = 32 * 1024
+_LAYOUT: Final = logging.Formatter()
 _SAMPLE_ALL: Final = 1 << 56
 _PACKAGE: Final = str(Path(__file__).parent) + os.sep
 
@@ -161,6 +168,20 @@ class Recorder:
         """Decide on a trace (32 hex digits), alike in every process that sees its id."""
         return self.sample_bound > _SAMPLE_ALL - 1 or int(trace_id[18:], 16) < self.sample_bound
 
+    def id_json(self, id: str) -> bytes:
+        """Return an id as JSON. A UUID is no secret, and what a rule made of it would name nothing any more."""
+        return b'"%b"' % id.encode() if _UUID.fullmatch(id) else self.text(id)
+
+    def mask(self, line: logging.LogRecord) -> bool:
+        """Mask a line of the log, its traceback included: its handlers see nothing else."""
+        if line.exc_info:
+            line.exc_text, line.exc_info = _LAYOUT.formatException(line.exc_info), None
+        if line.exc_text:
+            line.exc_text = orjson.loads(self.text(line.exc_text, MAX_LOGGED_CHARACTERS, prose=True, tail=True))
+        line.msg = orjson.loads(self.text(line.getMessage(), MAX_LOGGED_CHARACTERS, prose=True))
+        line.args = None
+        return True
+
     def after_fork(self) -> None:
         """Forget what is the parent's: its open steps, and the state of its random numbers."""
         self.use_ids(_random_ids())
@@ -226,3 +247,4 @@ def call_site() -> tuple[str, int]:
 
 
 RECORDER: Final = Recorder()
+log.addFilter(RECORDER.mask)

@@ -32,7 +32,7 @@ def score(
         return
     try:
         encoded = score_json(recorder, name, value, label=label, comment=comment, type_=type, tags=words)
-        recorder.append(b'{"kind":"score","step_id":%b,%b' % (recorder.text(step_id), encoded[1:]))
+        recorder.append(b'{"kind":"score","step_id":%b,%b' % (recorder.id_json(step_id), encoded[1:]))
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - the containment door

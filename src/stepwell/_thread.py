@@ -46,10 +46,9 @@ class Thread:
         self._written = b""
         self._previous: Context | None = None  # from before its block
         self._open = False
-        text = recorder.text
-        self.scope = f',"thread_id":{text(self.id).decode()}'
+        self.scope = f',"thread_id":{recorder.id_json(self.id).decode()}'
         if user is not None:
-            self.scope += f',"user":{text(user).decode()}'
+            self.scope += f',"user":{recorder.text(user).decode()}'
 
     def write(self) -> None:
         """Append the thread's record to the journal, unless it says what it said before."""
@@ -94,7 +93,7 @@ class Thread:
 
     def _record(self) -> bytes:
         text, encode = self._recorder.text, self._recorder.encode
-        parts = [b'{"kind":"thread","id":', text(self.id)]
+        parts = [b'{"kind":"thread","id":', self._recorder.id_json(self.id)]
         if self.name is not None:
             parts += (b',"name":', text(self.name))
         if self.user is not None:
