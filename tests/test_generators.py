@@ -415,6 +415,45 @@ def test_what_is_kept_of_a_long_one_is_bounded(captured: Any) -> None:
     assert bytes(captured.step("numbers").output).endswith(b',9999,{"$stepwell":"truncated","items":3}]')
 
 
+KEY = "sk-" + "Zq8" * 10
+
+
+@pytest.mark.parametrize("more", [[5], [" z"] * 10_001])
+def test_a_secret_split_between_items_is_masked_as_one(more: list[Any], captured: Any) -> None:
+    @sw.run
+    def speak(items: int) -> Iterator[Any]:
+        yield from ["my ", KEY[:12], KEY[12:], *more]
+
+    assert sum(1 for _ in speak(1)) == 3 + len(more)
+    output = json.loads(bytes(captured.step("speak").output))
+    assert output[0] == "my [redacted:openai:33]" + " z" * (9997 if len(more) > 1 else 0)
+    assert output[1:] == ([5] if len(more) == 1 else [{"$stepwell": "truncated", "items": 4}])
+
+
+def test_a_secret_split_between_bytes_is_masked_as_one(captured: Any) -> None:
+    @sw.run
+    def speak() -> Iterator[bytes]:
+        yield from [b"my ", KEY[:12].encode(), KEY[12:].encode()]
+
+    assert sum(1 for _ in speak()) == 3
+    assert json.loads(bytes(captured.step("speak").output)) == [
+        {"$stepwell": "bytes", "size": 36, "base64": "[redacted:bytes:36]"}
+    ]
+
+
+def test_bytes_without_a_secret_stay_items(captured: Any) -> None:
+    @sw.run
+    def speak() -> Iterator[Any]:
+        yield from [b"a", b"b", "c"]
+
+    assert sum(1 for _ in speak()) == 3
+    assert json.loads(bytes(captured.step("speak").output)) == [
+        {"$stepwell": "bytes", "size": 1, "base64": "YQ=="},
+        {"$stepwell": "bytes", "size": 1, "base64": "Yg=="},
+        "c",
+    ]
+
+
 def test_capture_output_off_keeps_nothing(captured: Any) -> None:
     @sw.run(capture_output=False)
     def numbers() -> Iterator[int]:

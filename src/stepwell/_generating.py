@@ -11,7 +11,7 @@ What must stay true:
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 
@@ -24,6 +24,7 @@ __all__ = ["Body", "MakeBody", "drive", "drive_async"]
 
 MAX_ITEMS: Final = 10_000  # yielded items kept as a generator's output
 MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
+_TEXTS: Final = frozenset({str, bytes})
 
 MakeBody = Callable[[tuple[Any, ...], dict[str, Any]], "Body"]
 
@@ -93,8 +94,8 @@ class Body:
         self._inside = get_current()
         self._active_ns = 0
         self._items: list[bytes] = []
-        self._texts: list[str] | None = []
-        self._count = self._size = 0
+        self._texts: list[Any] | None = []  # the items as long as all are strings, or all are bytes
+        self._count = self._kept = self._size = 0
         step._restore()
 
     def run(self, advance: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -144,14 +145,16 @@ class Body:
 
     def _keep_item(self, item: object) -> None:
         if self._texts is not None:
-            if type(item) is str:
+            if type(item) in _TEXTS and type(item) is type(self._texts[0] if self._texts else item):
                 self._texts.append(item)
-                self._size += len(item)
+                self._size += len(cast("str", item))
+                self._kept += 1
                 return
-            self._items = [RECORDER.encode(text) for text in self._texts]
+            self._items = RECORDER.capture.pieces(self._texts)
             self._texts = None
         encoded = RECORDER.encode(item)
         self._items.append(encoded)
+        self._kept += 1
         self._size += len(encoded)
 
     def __del__(self) -> None:
@@ -167,18 +170,18 @@ class Body:
         """End the step, with what was yielded as its output."""
         step = self._step
         if self._keep and step.is_recording():
-            if self._texts and len(self._texts) == self._count:
+            whole = self._kept == self._count
+            if whole and self._texts and type(self._texts[0]) is str:
                 text = "".join(self._texts)
                 step.yielded(RECORDER.encode(text), text)
-            elif step.type == "llm" and self._texts is None and len(self._items) == self._count:
+            elif whole and self._texts is None and step.type == "llm":
                 step.record_stream([orjson.loads(item) for item in self._items])  # a provider's chunks
             else:
                 step.yielded(self._output(), None)
         step.drained(error, self._active_ns)
 
     def _output(self) -> bytes:
-        kept = len(self._items) if self._texts is None else len(self._texts)
-        items = self._items if self._texts is None else [RECORDER.encode(text) for text in self._texts]
-        if kept < self._count:
-            items = [*items, b'{"$stepwell":"truncated","items":%d}' % (self._count - kept)]
+        items = self._items if self._texts is None else RECORDER.capture.pieces(self._texts)
+        if self._kept < self._count:
+            items = [*items, b'{"$stepwell":"truncated","items":%d}' % (self._count - self._kept)]
         return b"[" + b",".join(items) + b"]"

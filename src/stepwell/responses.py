@@ -197,7 +197,9 @@ class _Merger:
             return self.whole
         text = "".join(self.texts)
         if not self.texts and not self.calls:
-            return Parsed(list(chunks), self.generation, self.usage)
+            kinds = set(map(type, chunks))  # bytes belong together: what is secret may be split between them
+            output = b"".join(cast("Sequence[bytes]", chunks)) if kinds == {bytes} else list(chunks)
+            return Parsed(output, self.generation, self.usage)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self.calls:
             message["tool_calls"] = list(self.calls.values())
@@ -206,7 +208,7 @@ class _Merger:
 
 
 def merge_chunks(chunks: Sequence[object]) -> Parsed:
-    """Join the chunks of a stream: strings, or streaming events of OpenAI and Anthropic."""
+    """Join the chunks of a stream: strings, bytes, or streaming events of OpenAI and Anthropic."""
     merger = _Merger()
     for chunk in chunks:
         if isinstance(chunk, str):
