@@ -19,7 +19,9 @@ from stepwell._render import (
     node_of_record,
     node_of_row,
     plain,
+    readable,
     said,
+    size,
     step_pieces,
     table,
     tree,
@@ -32,6 +34,21 @@ MS = 1_000_000
 
 def drawn(*nodes: Node, **options: object) -> list[str]:
     return [plain(line) for line in tree(nodes, **options)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345, "12.3 kB"), (4_200_000, "4.2 MB"), (3 * 10**9, "3.0 GB")],
+)
+def test_sizes_are_told_in_units_people_read(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_what_is_nested_too_deep_to_be_made_readable_stays() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert readable(deep) is deep
 
 
 class TestClean:
@@ -174,6 +191,10 @@ class TestNodes:
             (b'{"text":"x"}', '{"text":"x"}'),
             (b'"bare"', "bare"),
             (b"not json", None),
+            (b'{"content":{"$stepwell":"blob","sha256":"ab","size":12345,"mime":"image/png"}}', "image/png, 12.3 kB"),
+            (b'{"content":["see",{"$stepwell":"blob","sha256":"ab","size":5}]}', '["see","unknown type, 5 B"]'),
+            (b'{"content":{"$stepwell":"text","text":"see [blob 1: 5 bytes]","blobs":[{}]}}', "see [blob 1: 5 bytes]"),
+            (b'{"content":{"$stepwell":"blob","size":1e300}}', '{"$stepwell":"blob","size":1e300}'),
         ],
     )
     def test_a_message_says_its_content(self, output: bytes, expected: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from msgspec import UNSET, Raw, json, structs, to_builtins
 
 from stepwell._cli_output import Output, moment
-from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, table, tree
+from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, readable, table, tree
 from stepwell.errors import UsageError
 from stepwell.model import (
     MESSAGE_TYPES,
@@ -206,7 +206,7 @@ def _show_step(step: StepRecord, out: Output) -> None:
     for name in ("input", "output"):
         out.lines(_payload(name, getattr(step, name)), clipped=False)
     if step.generation is not UNSET:
-        out.lines(_generation(json.decode(step.generation)), clipped=False)
+        out.lines(_generation(readable(json.decode(step.generation))), clipped=False)
     out.lines(_payload("metadata", step.metadata), clipped=False)
     for what, items in (("score", step.scores), ("attachment", step.attachments)):
         for item in items or ():
@@ -237,7 +237,7 @@ def _present(item: Score | Attachment) -> dict[str, Any]:
 
 
 def _payload(name: str, payload: Any) -> list[Line]:
-    return [] if payload is UNSET else _section(name, _value_text(json.decode(payload)))
+    return [] if payload is UNSET else _section(name, _value_text(readable(json.decode(payload))))
 
 
 def _value_text(value: Any) -> str:

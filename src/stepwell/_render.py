@@ -41,6 +41,8 @@ __all__ = [
     "node_of_record",
     "node_of_row",
     "plain",
+    "readable",
+    "size",
     "step_pieces",
     "table",
     "tree",
@@ -198,12 +200,42 @@ def node_of_record(record: StepRecord) -> Node:
     return node
 
 
+def readable(value: Any) -> Any:
+    """Return a decoded payload with its media as people read of them: `image/png, 12.3 kB`."""
+    try:
+        return _readable(value)
+    except RecursionError:
+        return value
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_readable(item) for item in cast("Sequence[object]", value)]
+    if not isinstance(value, dict):
+        return value
+    fields = cast("dict[str, Any]", value)
+    kind, count = fields.get("$stepwell"), fields.get("size")
+    if kind == "blob" and isinstance(count, int) and 0 <= count < 1 << 63:
+        return f"{fields.get('mime', 'unknown type')}, {size(count)}"
+    if kind == "text" and "text" in fields:
+        return _readable(fields["text"])
+    return {name: _readable(item) for name, item in fields.items()}
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as people read it: `5 B`, `12.3 kB`, `4.2 MB`."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
 def said(output: Raw | UnsetType) -> str | None:
     """Return the text of a message's output: its `content`, or whatever else it holds, as JSON."""
     if output is UNSET:
         return None
     with suppress(DecodeError, UnicodeDecodeError, RecursionError):
-        value: Any = json.decode(output)
+        value: Any = readable(json.decode(output))
         content = cast("dict[str, Any]", value).get("content", value) if isinstance(value, dict) else value
         return content if isinstance(content, str) else json.encode(content).decode()
     return None
