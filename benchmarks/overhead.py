@@ -6,9 +6,10 @@ Every row runs in a process of its own. A step is a decorated function or a with
 captured, the journal on, and the SQLite exporter running. The workload is a run with a retrieval, a tool and an llm
 step with two messages of 250 and 300 characters: four steps. The baseline records the same four spans with
 `start_as_current_span`, `json.dumps` of the same values as attributes, a BatchSpanProcessor and the OTLP/HTTP exporter
-to a sink in another process. The calls with a history come
-in bursts of 20. `caller` is CPU time of the calling thread, `all threads` CPU of the whole process until
-everything is delivered; both in microseconds a step.
+to a sink in another process. The calls with a history come in bursts of 20. The rows `redacted_` and `plain_` are the
+capture of one payload, with and without the default rules: a small dict, a text of 4 kB, a chat of 100 kB captured
+again, the same chat with one message more, and a chat of which no text was captured before. `caller` is CPU
+time of the calling thread, `all threads` CPU of the whole process until everything is delivered; both in microseconds a step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ MESSAGES = [{"role": "system", "content": QUESTION}, {"role": "user", "content":
 DOCUMENTS = [{"id": index, "score": 0.9 - index / 10, "text": ANSWER[:80]} for index in range(3)]
 RESPONSE = {"role": "assistant", "content": ANSWER}
 HISTORY = [{"role": "user" if n % 2 else "assistant", "content": f"{n} " + ANSWER * 3 + QUESTION} for n in range(87)]
+
+# With the bytes that secrets begin with, as often as notes and chats have them: what has none is looked through sooner.
+NOTE = (
+    "The B-17 shaft (see north_gate.md and the well-known map of Jan Kowalski, 1911) gives 3.5 l/s in a dry summer; "
+    "ask Zoe, or write to wells@example.org, before the up-stream sluice is closed. Bring the `flow_meter` kit."
+)
+NOTES = [{"role": "user" if n % 2 else "assistant", "content": f"{n} " + f"{NOTE} " * 5} for n in range(87)]
 
 BURST = 20
 
@@ -263,6 +271,63 @@ def history_msgspec(steps: int, _: str) -> Row:
     return {**row, "all": row["caller"]}  # what was between is not the encoder's
 
 
+def _payload(value: Any, times: int, *, rules: bool) -> Row:
+    """Measure capture alone; a list of payloads is gone through, any other is captured again and again."""
+    from stepwell._capture import Capture
+
+    encode = Capture(default_redaction=rules).encode
+    values = value if isinstance(value, list) else [value]
+    index = iter(range(1 << 60))
+    return measure(lambda: _drop(encode(values[next(index) % len(values)])), lambda: None, times, 1)
+
+
+def redacted_dict(steps: int, _: str) -> Row:
+    return _payload({"name": QUESTION[:20], "limit": 3, "exact": True}, steps, rules=True)
+
+
+def plain_dict(steps: int, _: str) -> Row:
+    return _payload({"name": QUESTION[:20], "limit": 3, "exact": True}, steps, rules=False)
+
+
+def redacted_text(steps: int, _: str) -> Row:
+    return _payload((NOTE * 20)[:4096], steps, rules=True)
+
+
+def plain_text(steps: int, _: str) -> Row:
+    return _payload((NOTE * 20)[:4096], steps, rules=False)
+
+
+def redacted_notes(steps: int, _: str) -> Row:
+    return _payload([NOTES], steps // 10, rules=True)
+
+
+def plain_notes(steps: int, _: str) -> Row:
+    return _payload([NOTES], steps // 10, rules=False)
+
+
+def _chats(grown: bool) -> list[Any]:
+    """Return more chats than the recorder remembers, each of new texts, or of those of the one before and one more."""
+    if grown:
+        return [[*NOTES, {"role": "user", "content": f"{chat} {NOTE}"}] for chat in range(9999)]
+    return [[{**note, "content": f"{chat} {note['content']}"} for note in NOTES] for chat in range(60)]
+
+
+def redacted_grown(steps: int, _: str) -> Row:
+    return _payload(_chats(True), steps // 20, rules=True)
+
+
+def plain_grown(steps: int, _: str) -> Row:
+    return _payload(_chats(True), steps // 20, rules=False)
+
+
+def redacted_new(steps: int, _: str) -> Row:
+    return _payload(_chats(False), steps // 20, rules=True)
+
+
+def plain_new(steps: int, _: str) -> Row:
+    return _payload(_chats(False), steps // 20, rules=False)
+
+
 def disabled(steps: int, _: str) -> Row:
     import stepwell as sw
 
@@ -355,6 +420,16 @@ ROWS: dict[str, Callable[[int, str], Row]] = {
         four_threads,
         history_stepwell,
         history_msgspec,
+        redacted_dict,
+        plain_dict,
+        redacted_text,
+        plain_text,
+        redacted_notes,
+        plain_notes,
+        redacted_grown,
+        plain_grown,
+        redacted_new,
+        plain_new,
         disabled,
         bare_wrapt,
         bare_call,
@@ -364,6 +439,11 @@ RATIOS = [
     ("agent, caller's thread", "agent_stepwell", "agent_opentelemetry", "caller", 0.25),
     ("agent, all threads", "agent_stepwell", "agent_opentelemetry", "all", 0.45),
     ("100 kB history, caller's thread", "history_stepwell", "history_msgspec", "caller", 2.0),
+    ("redaction, small dict", "redacted_dict", "plain_dict", "caller", 1.3),
+    ("redaction, 4 kB text", "redacted_text", "plain_text", "caller", 1.3),
+    ("redaction, 100 kB chat", "redacted_notes", "plain_notes", "caller", 1.3),
+    ("redaction, the same and a message", "redacted_grown", "plain_grown", "caller", 1.3),
+    ("redaction, all texts new", "redacted_new", "plain_new", "caller", 1.3),
     ("disabled, caller's thread", "disabled", "bare_wrapt", "caller", 2.0),
 ]
 
