@@ -316,6 +316,32 @@ store.close()
 """
 
 
+PASSING = """
+import sys
+from stepwell.store import open_store
+store = open_store("sqlite:" + sys.argv[1])
+store.add([b'{"kind":"step","id":"passing"}'])
+store.close()
+"""
+
+
+def test_a_second_store_of_a_file_leaves_the_first_its_locks(path: Path) -> None:
+    # Without them, the next process that closes the file takes itself for the last, and removes the write-ahead log.
+    with_first, with_second = open_store(f"sqlite:{path}"), open_store(f"sqlite:{path}")
+    with_first.add([step("a")])
+    with_second.add([step("b")])
+    finish([start(PASSING, path)])
+    with_first.add([step("c")])
+    with_second.add([step("d")])
+    reader = open_store(f"sqlite:{path}")
+    try:
+        for store in (with_first, with_second, reader):
+            assert sorted(row.id for row in store.steps().items) == ["a", "b", "c", "d", "passing"]
+    finally:
+        for store in (with_first, with_second, reader):
+            store.close()
+
+
 @pytest.mark.parametrize(("writers", "batches"), [(4, 30), (6, 1)])
 def test_processes_write_one_new_file_at_once_and_lose_nothing(path: Path, writers: int, batches: int) -> None:
     processes = [start(WRITER, path, name, batches) for name in range(writers)]

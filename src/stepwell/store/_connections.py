@@ -14,6 +14,7 @@ What must stay true:
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
@@ -164,7 +165,7 @@ class Connections:
     def _open_writer(self) -> sqlite3.Connection:
         if self.path is not None:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))  # sqlite3 would make it 0644
+            self._make_file(self.path)
         db = self._connect(self.name, timeout_s=0.0)
         try:
             self._patiently(lambda: self._prepare_writer(db))
@@ -172,6 +173,18 @@ class Connections:
             db.close()
             raise
         return db
+
+    def _make_file(self, path: Path) -> None:
+        """Make the file where there is none: sqlite3 would make it 0644.
+
+        Never open one that is there: to close a descriptor of a file drops all locks that this process has on it, those
+        of other connections included (POSIX).
+        """
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
 
     def _prepare_writer(self, db: sqlite3.Connection) -> None:
         version = read_version(db, self.name)
