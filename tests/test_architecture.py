@@ -19,6 +19,7 @@ ORDER = [
     "_frames",
     "_bell",
     "_binding",
+    "_files",
     "_segment",
     "_session",
     "_context",

@@ -25,6 +25,8 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from stepwell._files import open_private
+
 __all__ = ["FIRST", "Scan", "Segment", "read_sequence", "scan"]
 
 _MAGIC: Final = b"STEPWELL"
@@ -56,7 +58,7 @@ class Segment:
         if path is None:
             self._use(mmap.mmap(-1, size))
             return
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             os.posix_fallocate(self._fd, 0, size)
             self._use(mmap.mmap(self._fd, size))

@@ -24,6 +24,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from stepwell._files import open_private
+
 __all__ = [
     "DONE",
     "CursorFile",
@@ -53,7 +55,7 @@ class Session:
         for folder in (journal.parent, journal):  # one by one: `parents=True` makes them for everybody to read
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         hidden.mkdir(mode=0o700)
-        self._lock_fd = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock_fd = open_private(hidden / _LOCK, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.folder = hidden.rename(journal / name)
@@ -112,7 +114,7 @@ class CursorFile:
     def create(cls, session: Path, key: str) -> CursorFile:
         """Make the file for an exporter that has delivered nothing. Raises `OSError`."""
         path = session / cls.name_for(key)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_private(path, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(fd, cls._LINE % (0, 0) + key.encode("utf-8", "replace") + b"\n", 0)
         finally:
@@ -129,7 +131,7 @@ class CursorFile:
 
     def write(self, sequence: int, offset: int) -> None:
         """Store the place. Raises `OSError`, also where the session is gone."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = open_private(self.path, os.O_WRONLY)
         try:
             os.pwrite(fd, self._LINE % (sequence, offset), 0)
         finally:
@@ -179,7 +181,7 @@ def is_locked(session: Path) -> bool:
 def try_lock(session: Path) -> int | None:
     """Take a session's lock and return its descriptor; None when its process lives or another one has adopted it."""
     try:
-        fd = os.open(session / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_private(session / _LOCK, os.O_RDWR | os.O_CREAT)
     except OSError:
         return None
     try:

@@ -26,6 +26,7 @@ from opentelemetry.context import attach, set_value
 
 from stepwell._bell import Bell
 from stepwell._cursor import JournalCursor, Source
+from stepwell._files import open_private
 from stepwell._journal import Report
 from stepwell._recovery import OrphanSource
 from stepwell.errors import ExportError, RejectedError
@@ -92,7 +93,7 @@ class DeadLetters:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.stat().st_size > DEAD_LETTER_BYTES:
             path.replace(path.with_suffix(".old.jsonl"))
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
             while data:
                 data = data[os.write(fd, data) :]

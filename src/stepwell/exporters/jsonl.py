@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 
+from stepwell._files import open_private
 from stepwell.errors import UsageError
 from stepwell.exporters import Batch
 
@@ -42,7 +43,7 @@ class JsonLinesExporter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         regular = self.path.is_file() or not self.path.exists()
         access = os.O_RDWR if regular else os.O_WRONLY  # a pipe opened for both would be its own reader
-        fd = os.open(self.path, access | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_private(self.path, access | os.O_APPEND | os.O_CREAT)
         try:
             if regular:
                 _append(fd, batch)
