@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Loaded here and not with the first batch, which is on another thread: a process forked while that imports would find
+# the module's lock held, and wait for it for ever; and one that ends then would run source code while it goes down,
+# which makes CPython forget that a KeyboardInterrupt ended it (status 1 in place of 130).
+import stepwell.store.sqlite  # noqa: F401 # pyright: ignore[reportUnusedImport]
 from stepwell.errors import ClosedError, ExportError, RejectedError, StoreError, UsageError
 from stepwell.exporters import Batch
 from stepwell.store import Store, open_store
