@@ -70,7 +70,6 @@ class Connections:
         self._write_lock = threading.Lock()
         self._readers = threading.Condition(threading.Lock())
         self._lent = 0
-        self._paused = False
 
     @contextmanager
     def writing(self) -> Generator[sqlite3.Connection]:
@@ -241,19 +240,18 @@ class Connections:
         except OSError as error:
             raise StoreError(f"{self.name} can't be opened: {error.strerror or error}") from error
 
-    def pause(self) -> None:
-        """Before a fork: wait for what runs, keep the locks, and close the connections."""
-        self._paused = self._write_lock.acquire(timeout=_FORK_WAIT_S)
-        self._readers.acquire()
-        self._readers.wait_for(lambda: self._lent == 0, timeout=_FORK_WAIT_S)
-        if self.path is not None and self._paused:
-            self._close_idle()
+    def pause(self) -> list[threading.Lock | threading.Condition]:
+        """Before a fork: wait for what runs, and close the connections; return the locks that are now held.
 
-    def resume(self) -> None:
-        """After a fork, in the parent."""
-        self._readers.release()
-        if self._paused:
-            self._write_lock.release()
+        A lock may be held by another thread that forks too, and is then that one's to release.
+        """
+        locks = (self._write_lock, self._readers)
+        held = [lock for lock in locks if lock.acquire(timeout=_FORK_WAIT_S)]
+        if self._readers in held:
+            self._readers.wait_for(lambda: self._lent == 0, timeout=_FORK_WAIT_S)
+        if self.path is not None and len(held) == len(locks):
+            self._close_idle()
+        return held
 
     def disown(self) -> None:
         """After a fork, in the child: leave alone whatever could not be closed in time."""
@@ -272,22 +270,22 @@ _open: weakref.WeakSet[Connections] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection | None] = []  # closing them would take the parent's locks away
 
 
-_paused: list[Connections] = []
+_held: dict[int, list[threading.Lock | threading.Condition]] = {}  # by thread, while it forks
 
 
 def _before_fork() -> None:
+    held = _held[threading.get_ident()] = []
     for connections in list(_open):
-        connections.pause()
-        _paused.append(connections)
+        held += connections.pause()
 
 
 def _after_fork_in_parent() -> None:
-    while _paused:
-        _paused.pop().resume()
+    for lock in reversed(_held.pop(threading.get_ident(), [])):
+        lock.release()
 
 
 def _after_fork_in_child() -> None:
-    _paused.clear()
+    _held.clear()
     for connections in list(_open):
         connections.disown()
 
