@@ -111,6 +111,9 @@ class Recorder:
         self.wall_ns: Callable[[], int] = time.time_ns
         self.monotonic_ns: Callable[[], int] = time.perf_counter_ns
         self._offset = 0
+        self.born_ns = -(
+            1 << 63
+        )  # on the monotonic clock: a step that began earlier is that of the process we forked from
         self.use_ids(_random_ids())
         self.after_root: Callable[[], object] | None = None  # called when a step ends that has none around it
         self.open_steps: dict[str, Step] = {}
@@ -184,6 +187,7 @@ class Recorder:
 
     def after_fork(self) -> None:
         """Forget what is the parent's: its open steps, and the state of its random numbers."""
+        self.born_ns = self.monotonic_ns()
         self.use_ids(_random_ids())
         self.forget_open()
 

@@ -264,8 +264,8 @@ class Step(StepSpan):
         if not self._live:
             return
         try:
-            if RECORDER.open_steps.pop(self.id, None) is None:
-                RECORDER.ended.append(self.id)  # it was announced
+            if RECORDER.open_steps.pop(self.id, None) is None and not self._ended_late():
+                return
             if end_ns is None:
                 end_ns = self._place.offset + RECORDER.monotonic_ns()
             if self.type == "llm":
@@ -286,6 +286,13 @@ class Step(StepSpan):
         except Exception as error:  # noqa: BLE001 - the containment door
             self._live = False
             RECORDER.fault("finish a step", error)
+
+    def _ended_late(self) -> bool:
+        """Note the end of a step that was announced; False for a copy that a fork made: the parent will end it."""
+        self._live = self._start >= RECORDER.born_ns
+        if self._live:
+            RECORDER.ended.append(self.id)
+        return self._live
 
     def _mend(self, error: Exception) -> None:
         """Make type and name valid, so that the rest of the step is not lost with them."""
