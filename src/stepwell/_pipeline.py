@@ -29,6 +29,7 @@ __all__ = ["Pipeline", "exporter_key", "prepare_home"]
 
 HEARTBEAT_S: Final = 0.25
 ADOPT_EVERY_S: Final = 30.0
+_MAIN: Final = threading.main_thread()
 
 
 class Pipeline:
@@ -135,12 +136,24 @@ class Pipeline:
                 recorder.fault("keep the journal", error)
             if self._stopping:
                 return
+            if _program_has_ended():
+                self.close(time.monotonic() + self._settings.exit_timeout, lambda _: None)
+                return
             self.journal.wait(HEARTBEAT_S)
 
     def _forget_finished(self) -> None:
         for orphan in [orphan for orphan in self._orphans if orphan.closed]:
             self._orphans.remove(orphan)
             self._torn += orphan.torn
+
+
+def _program_has_ended() -> bool:
+    """Tell, in a child forked by a thread, whether that thread has ended: only our threads keep it from exiting then.
+
+    Python runs no exit handlers there. Elsewhere the main thread stays that of the import, and may end before others.
+    """
+    main = threading.main_thread()
+    return main is not _MAIN and not main.is_alive()
 
 
 def exporter_key(exporter: Exporter) -> str | None:
