@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # loaded with the first record
 __all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
 
 FORK_WAIT_S: Final = 1.0
+EARLY_BYTES: Final = 1024 * 1024  # kept in memory while the pipeline can't be made
 
 
 class Stats(NamedTuple):
@@ -64,12 +65,13 @@ class _State:
         self.exporters: list[Exporter] | None = None
         self.pipeline: Pipeline | None = None
         self.loaded: type[Pipeline] | None = None
+        self.late: Pipeline | None = None  # of which only the journal is used, once the exporters are closed at exit
         self.after_shutdown = 0
         self.registered = False
         self.registered_pid = 0  # the child of `multiprocessing` that calls us at its end
         self.given: tuple[Settings, bytes] | None = None  # what children are given, and the settings it was made of
         self.starting = False
-        self.early: list[bytes] = []  # recorded by a finaliser or signal handler while the first record is being made
+        self.early: list[bytes] = []  # recorded while the pipeline is being made, or when it could not be
         self.forking: set[int] = set()  # threads that hold the lock while they fork
         self.closing = 0  # pipelines that still deliver: the next one journals meanwhile, and ships after them
 
@@ -165,7 +167,12 @@ def _first_append(frame: bytes) -> None:
             _state.early.append(frame)
             return
         if RECORDER.append is _first_append:
-            _start()
+            try:
+                _start()
+            except BaseException:  # no descriptor or no memory is to be had: the next record tries again
+                if sum(map(len, _state.early)) < EARLY_BYTES:
+                    _state.early.append(frame)
+                raise
     RECORDER.append(frame)
 
 
@@ -279,7 +286,7 @@ def _drop(_: bytes) -> None:
 def flush(timeout: float = 5.0) -> bool:
     """Wait until all that was recorded is delivered, refused or dropped, at most `timeout` seconds; say if it is."""
     pipeline = _state.pipeline
-    return True if pipeline is None else pipeline.flush(time.monotonic() + timeout)
+    return not _state.early if pipeline is None else pipeline.flush(time.monotonic() + timeout)
 
 
 def shutdown(timeout: float = 5.0) -> bool:
@@ -316,7 +323,11 @@ def stats() -> Stats:
 
 def _at_exit() -> None:
     """Deliver; from here on no thread can be started: waiting for one, the interpreter would never end."""
-    with _state.lock:
+    timeout_s = (_state.settings or Settings()).exit_timeout
+    deadline = time.monotonic() + timeout_s
+    if not _state.lock.acquire(timeout=timeout_s):  # another thread opens an exporter, and that hangs
+        return
+    try:
         if _state.pipeline is None and RECORDER.append is not _first_append:
             return
         if _state.pipeline is not None:
@@ -326,17 +337,24 @@ def _at_exit() -> None:
         if pipeline is None and RECORDER.open_steps:  # they end with what holds them, when nothing can be imported
             _load_pipeline()
             _exporters(_settle())
+    finally:
+        _state.lock.release()
     if pipeline is not None:
-        pipeline.close(time.monotonic() + _settle().exit_timeout, _forward)
+        pipeline.close(deadline, _forward)
 
 
 def _late_append(frame: bytes) -> None:
     """Journal what is recorded while the interpreter goes down; the next process delivers it."""
-    with _state.lock:
+    # Once the interpreter has ended the other threads, a lock that one of them held is never released.
+    if not _state.lock.acquire(blocking=not sys.is_finalizing()):
+        return
+    try:
         if RECORDER.append is _late_append:
             settings = _settle()
-            late = _make_pipeline(settings, _exporters(settings))
-            RECORDER.use_append(late.journal.append_or_drop)
+            _state.late = _make_pipeline(settings, _exporters(settings))
+            RECORDER.use_append(_state.late.journal.append_or_drop)
+    finally:
+        _state.lock.release()
     RECORDER.append(frame)
 
 
@@ -366,6 +384,10 @@ def _in_child() -> None:
         _state.exporters = None
         RECORDER.use_append(_first_append)
         RECORDER.ready = False
+    late, _state.late = _state.late, None
+    if late is not None:  # forked by an exit handler
+        late.abandon()
+        RECORDER.use_append(_late_append)
 
 
 def reset() -> None:

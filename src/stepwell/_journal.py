@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
@@ -36,7 +37,6 @@ SEGMENT_BYTES: Final = 4 * 1024 * 1024
 MEMORY_BYTES: Final = 32 * 1024 * 1024  # the cap where no disk is used: memory is the user's
 
 Report = Callable[[str, BaseException], None]
-LAST_WAIT_S: Final = 0.1
 
 
 class Journal:
@@ -121,8 +121,8 @@ class Journal:
             self.append(b"".join(parts))
 
     def append_or_drop(self, frame: bytes) -> None:
-        """Append, unless the lock can't be had: a thread that ended with the interpreter may hold it for ever."""
-        if self._lock.acquire(timeout=LAST_WAIT_S):
+        """Append, unless the lock can never be had: a thread that ended with the interpreter held it."""
+        if self._lock.acquire(blocking=not sys.is_finalizing()):
             try:
                 self.append(frame)
             finally:
