@@ -9,7 +9,8 @@ step with two messages of 250 and 300 characters: four steps. The baseline recor
 to a sink in another process. The calls with a history come in bursts of 20. The rows `redacted_` and `plain_` are the
 capture of one payload, with and without the default rules: a small dict, a text of 4 kB, a chat of 100 kB captured
 again, the same chat with one message more, and a chat of which no text was captured before. `caller` is CPU
-time of the calling thread, `all threads` CPU of the whole process until everything is delivered; both in microseconds a step.
+time of the calling thread, `all threads` CPU of the whole process until everything is delivered; both in microseconds a
+step.
 """
 
 from __future__ import annotations

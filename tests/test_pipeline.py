@@ -403,31 +403,6 @@ def test_what_is_recorded_while_the_interpreter_goes_down_is_journaled(tmp_path:
     assert set(journaled) <= {"late", "busy"}
 
 
-def test_a_last_record_does_not_wait_for_a_thread_that_is_gone(tmp_path: Path) -> None:
-    sw.configure(export=Keyed(), home=tmp_path / "home")
-    with sw.run("a"):
-        pass
-    journal = pipeline().journal
-    held, free = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with journal._lock:
-            held.set()
-            free.wait(20)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    began = time.monotonic()
-    journal.append_or_drop(b"{}")
-    assert 0.05 < time.monotonic() - began < 5
-    free.set()
-    holder.join()
-    before = journal.appended
-    journal.append_or_drop(b'{"kind":"step","id":"a","name":"b"}')
-    assert journal.appended == before + 1
-
-
 def test_flush_and_shutdown_say_whether_all_was_delivered(tmp_path: Path) -> None:
     exporter = Keyed()
     sw.configure(export=exporter, home=tmp_path / "home")
