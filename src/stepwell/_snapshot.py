@@ -28,12 +28,13 @@ import sys
 import types
 import uuid
 from collections.abc import Callable, Iterable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import orjson
 
 from stepwell._media import BASE64_FIELDS, MIN_BASE64, Extraction
 from stepwell._redaction import RedactionFailedError, Rules, mask
+from stepwell._values import first_pairs, mro_of, namespace_of, type_name
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "OVERLAP", "Snapshot", "marker", "printable", "repr_of"]
 
@@ -47,10 +48,6 @@ _MAX_DECIMAL_BITS: Final = 4096  # Python refuses to print 4300 digits
 _MAX_HEX_BITS: Final = 65536
 _ATTEMPTS: Final = 3
 _MISSING: Final = object()
-
-# What the class is and holds, whatever its metaclass says.
-_mro: Final = cast("Callable[[type], tuple[type, ...]]", type.__dict__["__mro__"].__get__)
-_namespace: Final = cast("Callable[[type], dict[str, Any]]", type.__dict__["__dict__"].__get__)
 
 
 def marker(kind: str, **facts: object) -> dict[str, Any]:
@@ -72,19 +69,19 @@ def repr_of(value: object, rules: Rules) -> str:
 class Snapshot:
     """Copies one value; used once, because it counts what it may still visit."""
 
-    __slots__ = ("_characters", "_items", "_media", "_nodes", "_path", "_rules")
+    __slots__ = ("_characters", "_items", "_media", "_path", "_rules", "nodes")
 
     def __init__(self, rules: Rules, limit: int, media: Extraction | None = None) -> None:
         self._rules = rules
         self._media = media
         self._characters = 2 * limit  # each string may take half of what is left: one never starves those after it
         self._items = max(limit // 8, MAX_NODES)  # numbers, which C code visits
-        self._nodes = MAX_NODES
+        self.nodes = min(MAX_NODES, limit)  # each takes a byte at least, so more would not fit
         self._path: set[int] = set()
 
     def copy(self, value: Any) -> Any:
         """Return the value as a tree that orjson encodes as it is."""
-        self._nodes -= 1
+        self.nodes -= 1
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -93,7 +90,7 @@ class Snapshot:
         except RedactionFailedError:
             raise
         except Exception as error:  # noqa: BLE001 - user code raised, or the stack is full: the marker says so
-            return marker("object", type=_type_name(kind), error=_type_name(type(error)))
+            return marker("object", type=type_name(kind), error=type_name(type(error)))
 
     def copy_text(self, value: Any) -> Any:
         """Copy a string: media moved out, masked, then cut."""
@@ -131,10 +128,10 @@ class Snapshot:
     def copy_object(self, value: Any) -> Any:
         """Tell the type and the repr of an object, and nothing of what it holds."""
         if self._characters <= 0:
-            return marker("object", type=_type_name(type(value)))
+            return marker("object", type=type_name(type(value)))
         shown = repr_of(value, self._rules)
         self._characters -= len(shown)
-        return marker("object", type=_type_name(type(value)), repr=shown)
+        return marker("object", type=type_name(type(value)), repr=shown)
 
     def copy_slice(self, value: Any, base: Any) -> Any:
         """Copy a list or tuple; plain numbers stay in C code, so a long vector costs little."""
@@ -146,17 +143,17 @@ class Snapshot:
 
     def copy_iterable(self, value: Any, iterate: Callable[[Any], Iterable[Any]], ordered: bool = True) -> Any:
         """Copy a container that has a length and can be iterated more than once."""
-        items = _stable_items(lambda: itertools.islice(iterate(value), max(self._nodes, 0) + 1))
+        items = _stable_items(lambda: itertools.islice(iterate(value), max(self.nodes, 0) + 1))
         if items is None:
-            return marker("changing", type=_type_name(type(value)))
+            return marker("changing", type=type_name(type(value)))
         copies = self.inside(value, lambda: self._copies(items if ordered else _in_order(items)))
         return _with_rest(copies, len(value))
 
     def copy_dict(self, value: Any, pairs_of: Callable[[Any], Iterable[tuple[Any, Any]]]) -> Any:
         """Copy a dict."""
-        pairs = _stable_items(lambda: itertools.islice(pairs_of(value), max(self._nodes, 0) + 1))
+        pairs = _stable_items(lambda: itertools.islice(pairs_of(value), max(self.nodes, 0) + 1))
         if pairs is None:
-            return marker("changing", type=_type_name(type(value)))
+            return marker("changing", type=type_name(type(value)))
         return self.inside(value, lambda: self._named(pairs, dict.__len__(value)))
 
     def copy_fields(self, value: Any, names: Iterable[str]) -> Any:
@@ -179,7 +176,7 @@ class Snapshot:
     def _copies(self, items: list[Any]) -> list[Any]:
         copies: list[Any] = []
         for item in items:
-            if self._nodes <= 0:
+            if self.nodes <= 0:
                 break
             copies.append(self.copy(item))
         return copies
@@ -188,7 +185,7 @@ class Snapshot:
         copies: dict[str, Any] = {}
         taken: dict[str, int] = {}
         for key, item in pairs:
-            if self._nodes <= 0:
+            if self.nodes <= 0:
                 break
             rule = self._secret_name(key)
             name = text = self._key(key)
@@ -208,7 +205,7 @@ class Snapshot:
         return self.copy(item)
 
     def _secret_name(self, key: Any) -> str | None:
-        if str in _mro(type(key)):
+        if str in mro_of(type(key)):
             return self._rules.secret_name(str.__str__(key))
         return self._rules.secret_name(key.decode("latin-1")) if type(key) is bytes else None
 
@@ -272,13 +269,7 @@ def _attribute(value: Any, name: str) -> Any:
     except AttributeError:
         return _MISSING
     except Exception as error:  # noqa: BLE001 - a property of the user's class raised
-        return marker("object", type=_type_name(type(value)), error=_type_name(type(error)))
-
-
-def _type_name(kind: type) -> str:
-    module = _namespace(kind).get("__module__", "builtins")
-    name = type.__dict__["__qualname__"].__get__(kind)
-    return printable(f"{module}.{name}" if type(module) is str and module != "builtins" else name)[:200]
+        return marker("object", type=type_name(type(value)), error=type_name(type(error)))
 
 
 def _copy_int(_: Snapshot, value: Any) -> Any:
@@ -313,12 +304,12 @@ def _copy_isoformat(walk: Snapshot, value: Any) -> Any:
 
 
 def _copy_set(walk: Snapshot, value: Any) -> Any:
-    base = set if set in _mro(type(value)) else frozenset
+    base = set if set in mro_of(type(value)) else frozenset
     return walk.copy_iterable(value, base.__iter__, ordered=False)
 
 
 def _copy_mapping(walk: Snapshot, value: Any) -> Any:
-    return walk.inside(value, lambda: walk.copy(dict(value)))
+    return walk.inside(value, lambda: walk.copy(first_pairs(value, max(walk.nodes, 0) + 1)))
 
 
 def _copy_data(walk: Snapshot, value: Any) -> Any:
@@ -400,8 +391,8 @@ _CONVERTERS: Final[dict[type, _Converter]] = {
 
 def _converter(kind: type) -> _Converter:
     """Return what copies objects of a class that is not itself in the table."""
-    bases = _mro(kind)
-    if enum.EnumMeta in _mro(type(kind)):
+    bases = mro_of(kind)
+    if enum.EnumMeta in mro_of(type(kind)):
         return _copy_enum
     for base in bases:
         if base in _CONVERTERS:
@@ -410,7 +401,7 @@ def _converter(kind: type) -> _Converter:
         if module in sys.modules and getattr(sys.modules[module], name, _MISSING) in bases:
             return convert
     for mark, convert in _MARKED:
-        if any(mark in _namespace(base) for base in bases):
+        if any(mark in namespace_of(base) for base in bases):
             return convert
     return Snapshot.copy_object
 
