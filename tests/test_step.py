@@ -373,7 +373,7 @@ def test_an_error_whose_text_raises_is_recorded_by_type(captured: Captured) -> N
     assert captured.fields("x")["error"]["message"] == "<str() raised RuntimeError>"
 
 
-def test_an_error_whose_cause_can_not_be_told_has_no_traceback(captured: Captured) -> None:
+def test_an_error_whose_cause_can_not_be_told_has_the_traceback_of_its_own(captured: Captured) -> None:
     class HiddenError(Exception):
         def __getattribute__(self, name: str) -> Any:
             if name == "__cause__":
@@ -383,7 +383,9 @@ def test_an_error_whose_cause_can_not_be_told_has_no_traceback(captured: Capture
     with pytest.raises(HiddenError), sw.tool("x"):
         raise HiddenError("hidden")
     assert captured.fields("x")["error"]["message"] == "hidden"
-    assert "traceback" not in captured.fields("x")["error"]
+    frames = captured.fields("x")["error"]["traceback"]
+    assert frames.startswith("Traceback (most recent call last):")
+    assert frames.endswith("HiddenError: hidden\n")
 
 
 def test_a_cancelled_task_is_a_cancelled_step(captured: Captured) -> None:

@@ -337,8 +337,8 @@ def test_metadata_that_is_no_dict_is_left_out_and_named(captured: Captured, capl
     assert "the metadata of a thread must be a dict, got 5" in caplog.records[0].getMessage()
 
 
-def test_a_thread_that_can_not_be_written_does_not_disturb_the_program(captured: Captured) -> None:
+def test_a_thread_given_wrong_tags_is_recorded_without_them(captured: Captured) -> None:
     with sw.thread("t") as thread:
         thread.tags = 5  # type: ignore[assignment]
-    assert sw.stats().faults == {"record a thread": 1}
-    assert [thread.id for thread in captured.threads] == ["t"]
+    assert sw.stats().faults == {"misuse": 1}
+    assert [(thread.id, thread.tags) for thread in captured.threads] == [("t", None)]

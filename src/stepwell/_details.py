@@ -1,8 +1,9 @@
 """The parts of a step that are not on every step, as JSON bytes: errors, attachments, scores, generation, usage.
 
-What must stay true: values that come at run time never raise here; what is wrong goes to `Recorder.misuse`, which
-raises only when strict, and the rest of the step is recorded all the same. The content of an attachment passes the
-redaction rules before it is stored: text is masked, what is no text is not stored if it holds a secret.
+What must stay true: values that come at run time never raise here, whatever their methods do; what is wrong goes to
+`Recorder.misuse`, which raises only when strict, and the rest of the step is recorded all the same. The content of an
+attachment passes the redaction rules before it is stored: text is masked, what is no text is not stored if it holds a
+secret.
 """
 
 from __future__ import annotations
@@ -15,15 +16,28 @@ import stat
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final, cast
+from typing import Final, TypeGuard, cast
 from urllib.parse import urlsplit
 
 import orjson
 
-from stepwell._checks import MAX_TAGS, checked_choice, checked_name, checked_tags, shown
+from stepwell._checks import checked_choice, checked_name, checked_tags, shown
 from stepwell._media import MAX_TEXT_BYTES, OVERLAP, clean_content, is_clean, refuse_long_text
 from stepwell._recorder import Recorder
 from stepwell._redaction import RedactionFailedError, Rules
+from stepwell._values import (
+    cause_of,
+    class_name,
+    context_of,
+    first_pairs,
+    is_kind,
+    is_mock,
+    is_text,
+    members_of,
+    mro_of,
+    traceback_of,
+    type_name,
+)
 from stepwell.errors import UsageError
 
 __all__ = [
@@ -33,7 +47,6 @@ __all__ = [
     "attach",
     "attachment_json",
     "describe_error",
-    "error_json",
     "generation_fields",
     "outcome_of",
     "score_json",
@@ -41,8 +54,12 @@ __all__ = [
 ]
 
 MAX_ATTACHMENT_BYTES: Final = 256 * 1024 * 1024
+MAX_PATH_CHARACTERS: Final = 4096
+MAX_MIME_CHARACTERS: Final = 255  # RFC 6838, 4.2: two names of 127
 MAX_INLINE_BYTES: Final = 64 * 1024  # an attachment up to this size travels in the record where there is no folder
 MAX_TRACEBACK_FRAMES: Final = 100
+MAX_TRACEBACK_ERRORS: Final = 50  # causes, contexts and members of groups told with an error
+MAX_REASON_CHARACTERS: Final = 300
 MAX_ERROR_CHARACTERS: Final = 32 * 1024
 _NO_FOLDER: Final = f"no folder to keep it in, and over {MAX_INLINE_BYTES} bytes"
 SCORE_TYPES: Final = ("HUMAN", "CODE", "AI")
@@ -71,15 +88,11 @@ class Attachment:
     def __init__(
         self, content: str | Path | bytes | bytearray | memoryview, *, name: str | None = None, mime: str | None = None
     ) -> None:
-        given: object = content
-        if not isinstance(given, str | Path | bytes | bytearray | memoryview):
+        if not issubclass(type(content), str | Path | bytes | bytearray | memoryview):
             raise UsageError(f"an attachment must be a path, bytes or a URL, got {shown(content)}")
-        for what, text in (("name", name), ("mime", mime)):
-            if text is not None:
-                checked_name(text, f"{what} of an attachment" if what == "mime" else "attachment")
-        self.content = str.__str__(content) if isinstance(content, str) else content
-        self.name = name
-        self.mime = mime
+        self.content = str.__str__(content) if is_text(content) else content
+        self.name = None if name is None else checked_name(name, "attachment")
+        self.mime = None if mime is None else checked_name(mime, "mime of an attachment")
 
 
 def attach(content: str | Path | bytes, *, name: str | None = None, mime: str | None = None) -> Attachment:
@@ -95,17 +108,18 @@ def attachment_json(recorder: Recorder, attachment: object) -> bytes:
 
     What `Attachment` takes is taken too.
     """
-    content = attachment.content if isinstance(attachment, Attachment) else attachment
+    given = cast("Attachment", attachment) if issubclass(type(attachment), Attachment) else None
     try:
-        given = attachment if isinstance(attachment, Attachment) else Attachment(cast("str", attachment))
+        given = given or Attachment(cast("str", attachment))
         found = _stored(recorder, given)
     except RedactionFailedError as failure:
-        found = _refused(recorder, attachment, {"$stepwell": "redaction_failed", "rule": failure.rule})
+        found = _refused(recorder, given, {"$stepwell": "redaction_failed", "rule": failure.rule})
     except _SecretError:
-        found = _refused(recorder, attachment, {"$stepwell": "not_stored", "reason": "it holds a secret"})
-    except (OSError, ValueError) as error:  # UsageError is one
-        recorder.misuse(f"attachment {_named(content)} was not stored: {error}")
-        found = _refused(recorder, attachment, {"$stepwell": "not_stored", "reason": str(error)})
+        found = _refused(recorder, given, {"$stepwell": "not_stored", "reason": "it holds a secret"})
+    except Exception as error:  # noqa: BLE001 - no such file, or a path of a class of the user's own
+        reason = _reason(error)
+        recorder.misuse(f"attachment {_named(attachment if given is None else given.content)} was not stored: {reason}")
+        found = _refused(recorder, given, {"$stepwell": "not_stored", "reason": reason})
     return _object({"id": recorder.id_json(recorder.new_id()), **found})
 
 
@@ -113,49 +127,69 @@ class _SecretError(Exception):
     """Says that a file that is no text holds a secret."""
 
 
-def _refused(recorder: Recorder, attachment: object, why: dict[str, str]) -> dict[str, bytes]:
+def _refused(recorder: Recorder, given: Attachment | None, why: dict[str, str]) -> dict[str, bytes]:
     """Return what can be said of an attachment that is not stored."""
     found = {"metadata": recorder.encode(why)}
-    if isinstance(attachment, Attachment):
-        names = {"name": attachment.name, "mime": attachment.mime}
-        if isinstance(attachment.content, Path) and attachment.name is None:
-            names["name"] = attachment.content.name
-        found |= {key: recorder.text(value) for key, value in names.items() if value is not None}
+    if given is not None:
+        told = {"name": given.name or _file_name(given.content), "mime": given.mime}
+        found |= {key: recorder.text(value) for key, value in told.items() if value is not None}
     return found
 
 
 def _named(content: object) -> str:
-    return f"of {len(content)} bytes" if isinstance(content, bytes | bytearray) else shown(content)
+    return f"of {len(content)} bytes" if type(content) is bytes or type(content) is bytearray else shown(content)
+
+
+def _file_name(content: object) -> str | None:
+    try:
+        return Path(cast("Path", content)).name if issubclass(type(content), Path) else None
+    except Exception:  # noqa: BLE001 - a path of a class of the user's own
+        return None
+
+
+def _reason(error: Exception) -> str:
+    # That a name is too long names it: megabytes, where somebody attached base64 as if it were a path.
+    text = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else _text_of(error)
+    return text if len(text) <= MAX_REASON_CHARACTERS else f"{text[:MAX_REASON_CHARACTERS]}..."
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str.__str__(str(error))
+    except Exception as fault:  # noqa: BLE001 - the user's __str__ may raise anything
+        return f"<str() raised {class_name(type(fault))}>"
 
 
 def _stored(recorder: Recorder, attachment: Attachment) -> dict[str, bytes]:
     """Return the fields that tell where the content is. Raises `OSError` or `ValueError` if that is nowhere."""
     content, name, mime = attachment.content, attachment.name, attachment.mime
-    if isinstance(content, str) and _scheme(content) in {"http", "https"}:
+    if is_text(content) and _scheme(content) in {"http", "https"}:
         name = name or PurePosixPath(urlsplit(content).path).name or None
         where = {"url": recorder.text(content, prose=True)}  # api_key=... in the query
         mime = mime or _guessed(name)
-    elif isinstance(content, str) and _scheme(content) == "data":
+    elif is_text(content) and _scheme(content) == "data":
         told_mime, data = _from_data_url(content)
         mime = mime or told_mime
         where = _store_bytes(recorder, data, mime)
-    elif (
-        isinstance(content, str) and "://" in content
-    ):  # a path loses a slash, and with it what shows that it is secret
+    elif is_text(content) and "://" in content:  # a path loses a slash, and with it what shows that it is secret
         raise UsageError("of URLs only http:, https: and data: can be attached")
-    elif isinstance(content, str | Path):
+    elif is_text(content) and len(content) > MAX_PATH_CHARACTERS:
+        raise UsageError("no path is as long as that; base64 is attached decoded, or as a data: URL")
+    elif issubclass(type(content), str | Path):
+        content = cast("str | Path", content)
         name = name or Path(content).name
         mime = mime or _guessed(name)
         where = _store_file(recorder, Path(content), mime)
     else:
         mime = mime or _guessed(name)
-        where = _store_bytes(recorder, bytes(content), mime)
+        data = cast("bytes", content)
+        where = _store_bytes(recorder, data if type(data) is bytes else memoryview(data).tobytes(), mime)
     told = {key: recorder.text(value) for key, value in (("name", name), ("mime", mime)) if value is not None}
     return told | where
 
 
 def _guessed(name: str | None) -> str | None:
-    return None if name is None else mimetypes.guess_type(name)[0]
+    return None if name is None else mimetypes.guess_type(name[-MAX_PATH_CHARACTERS:])[0]
 
 
 def _scheme(content: str) -> str:
@@ -218,7 +252,7 @@ def _store_bytes(recorder: Recorder, given: bytes, mime: str | None) -> dict[str
 
     # Not `text`: its rules would look for secrets in base64 and break it.
     told = orjson.loads(recorder.text(mime)) if mime else ""
-    kind = told if _MIME.fullmatch(told) else "application/octet-stream"
+    kind = told if len(told) <= MAX_MIME_CHARACTERS and _MIME.fullmatch(told) else "application/octet-stream"
     url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return {**fields, "url": orjson.dumps(url)}
 
@@ -238,14 +272,14 @@ def score_json(
     tags: Sequence[str] | None,
 ) -> bytes:
     """Return the record of a score, without `kind` and `step_id`. Raises `UsageError` for a wrong type or tag."""
-    checked_choice(type_, "type of a score", SCORE_TYPES)
-    words = checked_tags(tags)[:MAX_TAGS]
+    kind = checked_choice(type_, "type of a score", SCORE_TYPES)
+    words = checked_tags(tags)
     text = recorder.text
     number = None if value is None else _finite(value)
     if value is not None and number is None:
         recorder.misuse(f"score {shown(name)}: value must be a finite number, got {shown(value)}")
         comment = comment if comment is not None else f"value was {shown(value)}"
-    fields = {"id": recorder.id_json(recorder.new_id()), "name": text(name), "type": text(type_)}
+    fields = {"id": recorder.id_json(recorder.new_id()), "name": text(name), "type": text(kind)}
     if number is not None:
         fields["value"] = orjson.dumps(number)
     if label is not None:
@@ -259,10 +293,10 @@ def score_json(
 
 def _finite(value: object) -> float | None:
     """Return any kind of number as a float, None for what is no number, infinite or too large."""
-    if isinstance(value, str | bytes | bytearray):
+    if issubclass(type(value), str | bytes | bytearray) or is_mock(value):
         return None
     try:
-        number = float(cast("float", value))
+        number = float.__float__(float(cast("float", value)))
     except Exception:  # noqa: BLE001 - the user's __float__ may raise anything
         return None
     return number if math.isfinite(number) else None
@@ -270,10 +304,10 @@ def _finite(value: object) -> float | None:
 
 def _whole(value: object) -> int | None:
     """Return a whole number of 0 or more that fits 63 bits, of any integer type, None for anything else."""
-    if isinstance(value, bool):
+    if type(value) is bool or is_mock(value):
         return None
     try:
-        number = operator.index(cast("int", value))
+        number = int.__index__(operator.index(cast("int", value)))
     except Exception:  # noqa: BLE001 - the user's __index__ may raise anything
         return None
     return number if 0 <= number < 1 << 63 else None
@@ -295,65 +329,100 @@ def usage_fields(recorder: Recorder, tokens: Mapping[str, object]) -> dict[str, 
 def generation_fields(recorder: Recorder, fields: object) -> dict[str, bytes]:
     """Encode fields of a generation; None means absent."""
     found: dict[str, bytes] = {}
-    if not isinstance(fields, Mapping):
+    if not is_kind(fields, Mapping):
         recorder.misuse(f"a generation must be a dict of its fields, got {shown(fields)}")
         return found
     try:
-        pairs = list(cast("Mapping[object, object]", fields).items())
+        pairs = first_pairs(fields)
     except Exception as error:  # noqa: BLE001 - a mapping of the user's own that raises
         recorder.fault("read a generation", error)
         return found
-    for name, value in pairs:
+    for key, value in pairs.items():
+        name = str.__str__(key) if is_text(key) else ""
         encoded = None if value is None else _field(recorder, name, value)
         if encoded is not None:
-            found[cast("str", name)] = encoded
+            found[name] = encoded
         elif value is not None:
-            recorder.misuse(f"generation: {shown(name)}: {shown(value)} is no field, or no value, of a generation")
+            recorder.misuse(f"generation: {shown(key)}: {shown(value)} is no field, or no value, of a generation")
     return found
 
 
-def _field(recorder: Recorder, name: object, value: object) -> bytes | None:
-    if not isinstance(name, str):
-        return None
+def _field(recorder: Recorder, name: str, value: object) -> bytes | None:
     if name in _PAYLOADS:
         return recorder.encode(value)
     if name in _TEXTS:
-        return recorder.word(value) if isinstance(value, str) else recorder.text(cast("str", value))
+        return recorder.word(value)
     if name == "tokens_per_second":
         number = _finite(value)
         return orjson.dumps(number) if number is not None and number >= 0 else None
     if name in _NUMBERS:
-        whole = _whole(int(value) if isinstance(value, float) and math.isfinite(value) else value)
+        number = _finite(value) if issubclass(type(value), float) else None
+        whole = _whole(value if number is None else int(number))
         return None if whole is None else b"%d" % whole
-    is_kind = name == "type" and isinstance(value, str) and value in ("chat", "completion")
-    return orjson.dumps(value) if is_kind else None
+    kind = str.__str__(value) if name == "type" and is_text(value) else None
+    return orjson.dumps(kind) if kind in ("chat", "completion") else None
 
 
 def outcome_of(error: BaseException) -> str:
     """Return the status of a step that was left by this exception."""
-    if isinstance(error, SystemExit):
-        code: object = error.code
-        return "success" if code is None or (isinstance(code, int) and code == 0) else "failed"
-    names = {base.__name__ for base in type(error).__mro__}
-    return "cancelled" if names & _CANCELLED else "failed"
-
-
-def describe_error(recorder: Recorder, error: BaseException) -> bytes:
-    """Return the record of an exception: type, text, and the frames it passed through, newest kept, all bounded."""
     kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        message = str(error)
-    except Exception as fault:  # noqa: BLE001 - the user's __str__ may raise anything
-        message = f"<str() raised {type(fault).__name__}>"
-    try:
-        frames: str | None = "".join(traceback.format_exception(error, limit=-MAX_TRACEBACK_FRAMES))
-    except Exception:  # noqa: BLE001 - it calls the user's __str__ and __repr__
-        frames = None
-    return error_json(recorder, name, message, frames)
+    if issubclass(kind, SystemExit):
+        code: object = cast("SystemExit", error).code
+        return (
+            "success"
+            if code is None or (issubclass(type(code), int) and int.__eq__(cast("int", code), 0))
+            else "failed"
+        )
+    return "cancelled" if not _CANCELLED.isdisjoint(map(class_name, mro_of(kind))) else "failed"
 
 
-def error_json(recorder: Recorder, type_: str | None, message: object, frames: str | None) -> bytes:
+def describe_error(recorder: Recorder, error: object) -> bytes:
+    """Return the record of an exception: type, text, and the frames it passed through, newest kept, all bounded.
+
+    Of anything else, its text alone.
+    """
+    if not _is_error(error):
+        return _error_json(recorder, None, error, None)
+    name = type_name(type(error))
+    message = _text_of(error)
+    return _error_json(recorder, name, message, _frames(error, name, message))
+
+
+def _is_error(value: object) -> TypeGuard[BaseException]:
+    return issubclass(type(value), BaseException)
+
+
+def _frames(error: BaseException, name: str, message: str) -> str | None:
+    """Return the traceback as Python prints it; of what is too large or can't be printed, the error's own frames."""
+    if len(message) <= MAX_ERROR_CHARACTERS and _is_small_family(error):
+        try:
+            return "".join(traceback.format_exception(error, limit=-MAX_TRACEBACK_FRAMES))
+        except Exception:  # noqa: BLE001, S110 - it calls the user's __str__ and __repr__
+            pass
+    try:
+        own = traceback.format_tb(traceback_of(error), limit=-MAX_TRACEBACK_FRAMES)
+    except Exception:  # noqa: BLE001 - the stack is full, most likely
+        return None
+    head = message[:MAX_REASON_CHARACTERS] + ("..." if len(message) > MAX_REASON_CHARACTERS else "")
+    return "".join(["Traceback (most recent call last):\n", *own, f"{name}: {head}\n"])
+
+
+def _is_small_family(error: BaseException) -> bool:
+    """Say whether few errors hang together: causes, contexts, members of groups."""
+    family: list[BaseException] = [error]
+    seen: set[int] = set()
+    for member in family:
+        if id(member) not in seen:
+            seen.add(id(member))
+            family += [other for read in (cause_of, context_of) if (other := read(member)) is not None]
+            if issubclass(type(member), BaseExceptionGroup):
+                family += members_of(member)
+        if len(family) > MAX_TRACEBACK_ERRORS:
+            return False
+    return True
+
+
+def _error_json(recorder: Recorder, type_: str | None, message: object, frames: str | None) -> bytes:
     """Return `{"type", "message", "traceback"}` with the absent ones left out; `message` may be anything."""
     most, text = MAX_ERROR_CHARACTERS, recorder.text
     told = {} if type_ is None else {"type": text(type_, most)}

@@ -11,6 +11,7 @@ What must stay true:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -21,12 +22,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from stepwell._capture import Capture
 from stepwell._checks import shown
+from stepwell._values import class_name
 from stepwell._vocabulary import STEP_TYPES
 from stepwell.errors import UsageError
 
@@ -42,6 +44,8 @@ log.addHandler(logging.NullHandler())  # else Python prints warnings on a progra
 CLOCK_SET_NS: Final = 100_000_000  # a jump of the wall clock by more is somebody setting it
 LOG_EVERY_S: Final = 60.0
 MAX_ANNOUNCED: Final = 10_000  # steps that are known to be open for long; more can only be leaked ones
+MAX_LABEL_CHARACTERS: Final = 1000  # of names and words remembered as JSON: 4096 of each are kept
+MAX_REASON_CHARACTERS: Final = 1000  # of the text of an error in a line of the log
 MAX_CALL_SITES: Final = 1000  # remembered as warned about; beyond that, warnings of new ones are only counted
 _UUID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_LOGGED_CHARACTERS: Final = 32 * 1024
@@ -111,14 +115,13 @@ class Recorder:
         self.wall_ns: Callable[[], int] = time.time_ns
         self.monotonic_ns: Callable[[], int] = time.perf_counter_ns
         self._offset = 0
-        self.born_ns = -(
-            1 << 63
-        )  # on the monotonic clock: a step that began earlier is that of the process we forked from
+        self.born_ns = -1 << 63  # monotonic: a step that began earlier is that of the process we forked from
         self.use_ids(_random_ids())
         self.after_root: Callable[[], object] | None = None  # called when a step ends that has none around it
         self.open_steps: dict[str, Step] = {}
         self.announced: dict[str, None] = {}  # ids of those written as pending, which are not in `open_steps` any more
         self.ended: deque[str] = deque(maxlen=MAX_ANNOUNCED)  # of these, the ones that have ended since
+        self.unwritten: list[tuple[Step, int | None]] = []  # ended where the stack was full, with the time of that
         self.faults: Counter[str] = Counter()
         self._logged: dict[str, float] = {}
         self._warned: set[tuple[str, int, str]] = set()
@@ -132,12 +135,19 @@ class Recorder:
 
         @lru_cache(maxsize=4096)
         def label(type_: str, name: str) -> str:
+            if len(name) > MAX_LABEL_CHARACTERS:  # an error is not remembered
+                raise UsageError(f"a name has at most {MAX_LABEL_CHARACTERS} characters, got {len(name)}")
             if type_ not in STEP_TYPES:
                 raise UsageError(f"type must be one of {', '.join(sorted(STEP_TYPES))}, got {shown(type_)}")
             return f',"type":"{type_}","name":{capture.text(name).decode()},"start_ns":'
 
         self.label = label
-        self.word = lru_cache(maxsize=4096)(capture.text)  # for names that come again and again
+        known = lru_cache(maxsize=4096)(capture.text)
+
+        def word(text: Any) -> bytes:
+            return known(text) if type(text) is str and len(text) <= MAX_LABEL_CHARACTERS else capture.text(text)
+
+        self.word = word  # for names that come again and again
 
     def use_append(
         self, append: Callable[[bytes], None], append_parts: Callable[[list[bytes]], None] | None = None
@@ -193,7 +203,7 @@ class Recorder:
 
     def forget_open(self) -> None:
         """Forget the steps that are open, which end without being told apart from others."""
-        self.open_steps = {}
+        self.open_steps, self.unwritten = {}, []
         self.announced = {}
         self.ended.clear()
 
@@ -208,21 +218,19 @@ class Recorder:
 
     def fault(self, where: str, error: BaseException) -> None:
         """Count an internal failure and log it, at most once a minute a reason."""
-        reason = f"{where}: {type(error).__name__}"
+        reason = f"{where}: {class_name(type(error))}"
         self.faults[where] += 1
         now = time.monotonic()
         if now - self._logged.get(reason, -LOG_EVERY_S) >= LOG_EVERY_S:
             self._logged[reason] = now
-            log.warning(
-                "stepwell could not %s: %s", where, _describe(error), exc_info=error if where in _BUGS else None
-            )
+            _warn("stepwell could not %s: %s", where, _describe(error), exc_info=error if where in _BUGS else None)
 
     def warn(self, message: str) -> None:
         """Log a hint once for each line of user code it concerns."""
         site = call_site()
         if (*site, message) not in self._warned and len(self._warned) < MAX_CALL_SITES:
             self._warned.add((*site, message))
-            log.warning("%s (%s:%d)", message, *site)
+            _warn("%s (%s:%d)", message, *site)
 
     def misuse(self, message: str) -> None:
         """Raise `UsageError` when strict, else log it once for the call site."""
@@ -235,11 +243,16 @@ class Recorder:
 _BUGS: Final = frozenset({"record a step", "finish a step", "record a thread"})
 
 
+def _warn(message: str, *args: object, exc_info: BaseException | None = None) -> None:
+    with contextlib.suppress(Exception):  # a filter or handler of the program's: there is nowhere left to say it
+        log.warning(message, *args, exc_info=exc_info)
+
+
 def _describe(error: BaseException) -> str:
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{class_name(type(error))}: {str(error)[:MAX_REASON_CHARACTERS]}"
     except Exception:  # noqa: BLE001 - an exception of the user's whose __str__ raises
-        return type(error).__name__
+        return class_name(type(error))
 
 
 def call_site() -> tuple[str, int]:

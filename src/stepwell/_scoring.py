@@ -24,7 +24,7 @@ def score(
     tags: Sequence[str] | None = None,
 ) -> None:
     """Judge a step after the fact, by its id. Raises `UsageError` for a wrong id, type or tag."""
-    checked_id(step_id, "step_id")
+    step_id = checked_id(step_id, "step_id")
     checked_choice(type, "type of a score", SCORE_TYPES)
     words = checked_tags(tags)
     recorder = RECORDER

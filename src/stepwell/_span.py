@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import orjson
 from opentelemetry.trace import Span, SpanContext, Status, StatusCode, TraceFlags
 
-from stepwell._checks import shown
+from stepwell._checks import MAX_TAGS, shown
 from stepwell._details import (
     Attachment,
     attachment_json,
     describe_error,
-    error_json,
     generation_fields,
     score_json,
     usage_fields,
@@ -32,6 +31,7 @@ from stepwell._place import Place
 from stepwell._recorder import RECORDER
 from stepwell._stream import StepStream
 from stepwell._thread import Thread
+from stepwell._values import first_items, first_pairs, is_text
 from stepwell.errors import UsageError
 from stepwell.responses import Parsed, merge_chunks, parse_response
 
@@ -162,7 +162,7 @@ class StepSpan(Span):
         if not self._live:
             self._late("metadata")
         try:
-            self._more().metadata = dict(value)
+            self._more().metadata = first_pairs(value)
         except Exception:  # noqa: BLE001 - it is no mapping, or one that raises
             RECORDER.misuse(f"the metadata of a step must be a dict, got {shown(value)}")
 
@@ -176,7 +176,7 @@ class StepSpan(Span):
         if not self._live:
             self._late("tags")
         try:
-            self._more().tags = [value] if isinstance(value, str) else list(value)
+            self._more().tags = [value] if is_text(value) else first_items(value, MAX_TAGS)
         except Exception:  # noqa: BLE001 - it can't be iterated, or raises
             RECORDER.misuse(f"tags must be a list of strings, got {shown(value)}")
 
@@ -241,6 +241,8 @@ class StepSpan(Span):
                 self._output = RECORDER.encode(parsed.output)
         except Exception as error:  # noqa: BLE001 - the containment door
             RECORDER.fault("read a response", error)
+            if self._output is None:
+                self._output = RECORDER.encode(response)
 
     def stream(self, chunks: Iterable[T] | AsyncIterable[T]) -> StepStream[T]:
         """Pass chunks through, `for` or `async for`, recording time to first token, output and usage on the way."""
@@ -306,11 +308,7 @@ class StepSpan(Span):
         """Mark the step as failed, without ending it."""
         if (self._live or self._late("error")) and self._more().outcome != "success":
             rest = self._more()
-            rest.outcome = "failed"
-            if isinstance(error, BaseException):
-                rest.error = describe_error(RECORDER, error)
-            else:
-                rest.error = error_json(RECORDER, None, error, None)
+            rest.outcome, rest.error = "failed", describe_error(RECORDER, error)
 
     def succeed(self) -> None:
         """Mark the step as successful, whatever is said or raised later."""
@@ -346,7 +344,7 @@ class StepSpan(Span):
         """Put attributes into the metadata."""
         if self._live:
             try:
-                self.metadata.update(attributes)
+                self.metadata.update(first_pairs(attributes))
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
 
@@ -357,30 +355,33 @@ class StepSpan(Span):
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """Keep a link to another span in the metadata, under `links`."""
-        link = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-        self._add("links", link, attributes)
+        try:
+            link = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+        except Exception:  # noqa: BLE001 - it is no such context
+            RECORDER.misuse(f"a link needs a span context, got {shown(context)}")
+        else:
+            self._add("links", link, attributes)
 
     def _add(self, key: str, entry: dict[str, Any], attributes: Attributes) -> None:
         if self._live:
             try:
                 entries: list[Any] = self.metadata.setdefault(key, [])
                 if type(entries) is list and len(entries) < MAX_EVENTS:  # else the program has put something else there
-                    entries.append({**entry, "attributes": dict(attributes or {})})
+                    entries.append({**entry, "attributes": {} if attributes is None else first_pairs(attributes)})
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
 
     def update_name(self, name: str) -> None:
         """Rename the step."""
         if self._live:
-            self.name = name if type(name) is str else shown(name)
+            self.name = str.__str__(name) if is_text(name) else shown(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set the outcome by OpenTelemetry's rules: OK is final, UNSET does nothing."""
-        code = status.status_code if isinstance(status, Status) else status
-        text = status.description if isinstance(status, Status) else description
+        code, text = (status.status_code, status.description) if type(status) is Status else (status, description)
         if code is StatusCode.OK:
             self.succeed()
-        elif code is StatusCode.ERROR and text:
+        elif code is StatusCode.ERROR and text is not None and not (is_text(text) and not str.__len__(text)):
             self.fail(text)
         elif code is StatusCode.ERROR and self._live and self._more().outcome is None:
             self._more().outcome = "failed"  # what is raised later may still say why
@@ -396,9 +397,9 @@ class StepSpan(Span):
         if self._live:
             described = orjson.loads(describe_error(RECORDER, exception))
             event = {f"exception.{key}": value for key, value in described.items()}
-            event["exception.escaped"] = str(bool(escaped))
+            event["exception.escaped"] = "True" if escaped is True else "False"
             try:
-                event.update(attributes or {})
+                event.update({} if attributes is None else first_pairs(attributes))
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
             self.add_event("exception", event, timestamp)

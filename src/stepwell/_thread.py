@@ -6,16 +6,15 @@ and once more when the block is left if what it says has changed.
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from stepwell._checks import MAX_TAGS, checked_id, checked_name, checked_tags, shown
 from stepwell._context import THREAD_KEY, Context, attach, get_current
-from stepwell._frames import hide_own_frame
+from stepwell._frames import hide_own_frame, is_coroutine_function, named_as
 from stepwell._recorder import RECORDER, Recorder
+from stepwell._values import first_items, first_pairs, is_text
 from stepwell.errors import UsageError
 
 __all__ = ["MAX_TAGS", "Thread", "ThreadBlock", "checked_tags", "in_thread", "thread"]
@@ -66,7 +65,11 @@ class Thread:
         if self._recorder.is_on():
             self._previous, self._open = get_current(), True
             attach(Context({**self._previous, THREAD_KEY: self}))
-            self.write()
+            try:
+                self.write()
+            except BaseException:  # a Ctrl-C while it runs the program's code: the block is not entered
+                attach(self._previous)
+                raise
 
     def leave(self) -> None:
         """Put back the context from before, where the thread is still current, and write what has changed. Internal."""
@@ -98,17 +101,26 @@ class Thread:
             parts += (b',"name":', text(self.name))
         if self.user is not None:
             parts += (b',"user":{"identifier":', text(self.user), b"}")
-        if self.tags:
-            parts += (b',"tags":[', b",".join(text(tag) for tag in self.tags[:MAX_TAGS]), b"]")
-        if self.metadata:
-            parts += (b',"metadata":', encode(self.metadata))
+        if tags := self._words():
+            parts += (b',"tags":[', b",".join(map(text, tags)), b"]")
+        if (metadata := encode(self.metadata)) not in (b"{}", b"null"):
+            parts += (b',"metadata":', metadata)
         parts += (b',"created_ns":%d' % self.created_ns, self._recorder.thread_tail)
         return b"".join(parts)
+
+    def _words(self) -> list[Any]:
+        """Return the tags, whatever the program has put in their place."""
+        given: Any = self.tags
+        try:
+            return [] if given is None else [given] if is_text(given) else first_items(given, MAX_TAGS)
+        except Exception:  # noqa: BLE001 - it can't be iterated, or raises
+            self._recorder.misuse(f"tags must be a list of strings, got {shown(given)}")
+            return []
 
 
 def _dict_of(recorder: Recorder, metadata: object) -> dict[str, Any]:
     try:
-        return {} if metadata is None else dict(cast("Mapping[str, Any]", metadata))
+        return {} if metadata is None else first_pairs(metadata)
     except Exception:  # noqa: BLE001 - it is no mapping, or one that raises
         recorder.misuse(f"the metadata of a thread must be a dict, got {shown(metadata)}")
         return {}
@@ -148,16 +160,14 @@ class ThreadBlock:
     def __call__(self, function: F) -> F:
         """Decorate a function: every call runs in the thread, or in a new one where no id was given."""
         target: Any = function
-        if isinstance(target, classmethod):
-            return cast("F", classmethod(self(cast("Any", target).__func__)))
-        if isinstance(target, staticmethod):
-            return cast("F", staticmethod(self(cast("Any", target).__func__)))
+        if issubclass(type(target), classmethod):
+            return cast("F", classmethod(self(target.__func__)))
+        if issubclass(type(target), staticmethod):
+            return cast("F", staticmethod(self(target.__func__)))
         if not callable(target):
             raise UsageError(f"only a function can be decorated, got {shown(target)}")
-        method: Any = getattr(target, "__call__", None)  # noqa: B004 - the method itself is asked for
-        is_async = inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(method)
-        wrapper = self._awaiting(target) if is_async else self._calling(target)
-        return cast("F", functools.update_wrapper(wrapper, target))
+        wrapper = self._awaiting(target) if is_coroutine_function(target) else self._calling(target)
+        return cast("F", named_as(target, wrapper))
 
     def _calling(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -208,11 +218,10 @@ def thread(
 
     `user` is the application's own name for the user. Raises `UsageError` for a wrong id, user or tag.
     """
-    if id is not None:
-        checked_id(id, "thread id")
-    if user is not None:
-        checked_id(user, "user")
-    if name is not None:
-        checked_name(name, "thread")
-    options = {"name": name, "user": user, "tags": checked_tags(tags), "metadata": metadata}
-    return ThreadBlock(id, options)
+    options = {
+        "name": None if name is None else checked_name(name, "thread"),
+        "user": None if user is None else checked_id(user, "user"),
+        "tags": checked_tags(tags),
+        "metadata": metadata,
+    }
+    return ThreadBlock(None if id is None else checked_id(id, "thread id"), options)

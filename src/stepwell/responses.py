@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
+from stepwell._values import first_items, is_kind, is_text, mro_of, namespace_of
+
 __all__ = ["Parsed", "is_response", "merge_chunks", "parse_response"]
 
 _Body = Mapping[str, Any]
 _EMPTY: Final[_Body] = {}
+MAX_ITEMS: Final = 10_000  # choices, parts, tool calls looked at
 
 
 class Parsed(NamedTuple):
@@ -26,7 +29,7 @@ class Parsed(NamedTuple):
 
 def parse_response(response: object) -> Parsed:
     """Read one response; anything but a string or a known shape is taken as the output, as it is."""
-    if isinstance(response, str):
+    if is_text(response):
         message = {"role": "assistant", "content": response}
         return Parsed(response, {"message_completion": message, "completion": response}, {})
     body = _body(response)
@@ -35,7 +38,7 @@ def parse_response(response: object) -> Parsed:
     generation: dict[str, Any] = {"provider_response": body}
     message, text, reason = _answer(body)
     facts = {"response_model": body.get("model"), "response_id": body.get("id"), "stop_reason": reason}
-    generation.update({field: value for field, value in facts.items() if isinstance(value, str)})
+    generation.update({field: value for field, value in facts.items() if is_text(value)})
     if message is not None:
         generation["message_completion"] = message
     if text is not None:
@@ -46,7 +49,7 @@ def parse_response(response: object) -> Parsed:
 
 def is_response(value: object) -> bool:
     """Say whether `parse_response` knows the value as a model's answer: a string, or one of a known shape."""
-    if isinstance(value, str):
+    if is_text(value):
         return True
     body = _body(value)
     return body is not None and _answer(body) != (None, None, None)
@@ -54,23 +57,26 @@ def is_response(value: object) -> bool:
 
 def _body(value: object) -> _Body | None:
     """Return the value as a dict, if it is one or an object of a provider's library that can be made one."""
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         return cast("_Body", value)
     try:
-        if isinstance(value, type) or not callable(getattr(value, "model_dump", None)):
+        if is_kind(value, Mapping):
+            return cast("_Body", value)
+        # On the class: an instance might make the method up (a mock), or load it from somewhere.
+        if not any("model_dump" in namespace_of(base) for base in mro_of(type(value))):
             return None
         dumped: object = cast("Any", value).model_dump(mode="json", exclude_none=True, warnings=False)
+        return cast("_Body", dumped) if is_kind(dumped, Mapping) else None
     except Exception:  # noqa: BLE001 - another library's code: then it is the output as it is
         return None
-    return cast("_Body", dumped) if isinstance(dumped, Mapping) else None
 
 
 def _answer(body: _Body) -> tuple[Any, str | None, Any]:
     """Return the answer's message, its text where there is no message, and why it stopped; None for what is absent."""
     choice = _first(body.get("choices"))
-    if isinstance(choice.get("message"), Mapping):
+    if is_kind(choice.get("message"), Mapping):
         return choice["message"], None, choice.get("finish_reason")
-    if isinstance(choice.get("text"), str):
+    if is_text(choice.get("text")):
         return None, choice["text"], choice.get("finish_reason")
     if body.get("object") == "response":
         return _from_responses_api(body)
@@ -85,7 +91,7 @@ def _from_responses_api(body: _Body) -> tuple[Any, str | None, Any]:
     """Read an answer of OpenAI's responses API: items, of which messages hold parts."""
     items = [_mapping(item) for item in _items(body.get("output"))]
     parts = [_mapping(part) for item in items for part in _items(item.get("content"))]
-    text = "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+    text = "".join(part["text"] for part in parts if is_text(part.get("text")))
     message: dict[str, Any] = {"role": "assistant", "content": text}
     calls = [_tool_call(item) for item in items if item.get("type") == "function_call"]
     if calls:
@@ -105,13 +111,13 @@ def _first(items: object) -> _Body:
 
 
 def _items(value: object) -> Sequence[Any]:
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+    if issubclass(type(value), str | bytes) or not is_kind(value, Sequence):
         return ()
-    return list(cast("Any", value))
+    return first_items(value, MAX_ITEMS)
 
 
 def _mapping(value: object) -> _Body:
-    return cast("_Body", value) if isinstance(value, Mapping) else _EMPTY
+    return cast("_Body", value) if is_kind(value, Mapping) else _EMPTY
 
 
 def _usage(usage: object) -> dict[str, int]:
@@ -121,8 +127,8 @@ def _usage(usage: object) -> dict[str, int]:
 
     def take(field: str, *values: object) -> None:
         for value in values:
-            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-                found[field] = value
+            if issubclass(type(value), int) and type(value) is not bool and (count := cast("int", value)) >= 0:
+                found[field] = count
                 return
 
     details_in = _mapping(body.get("prompt_tokens_details") or body.get("input_tokens_details"))
@@ -174,19 +180,19 @@ class _Merger:
         self._add_usage(_usage(body.get("usage") or source.get("usage")))
 
     def _add_text(self, *candidates: object) -> None:
-        self.texts += [text for text in candidates if isinstance(text, str)][:1]
+        self.texts += [text for text in candidates if is_text(text)][:1]
 
     def _add_call(self, index: object, id_: object, name: object, arguments: object) -> None:
-        key = index if isinstance(index, int) else 0
+        key = index if type(index) is int else 0
         call = self.calls.setdefault(key, {"id": None, "type": "function", "function": {"name": None, "arguments": ""}})
         call["id"] = id_ or call["id"]
         call["function"]["name"] = name or call["function"]["name"]
-        if isinstance(arguments, str):
+        if is_text(arguments):
             call["function"]["arguments"] += arguments
 
     def _add_facts(self, source: _Body, reason: object) -> None:
         facts = {"response_model": source.get("model"), "response_id": source.get("id"), "stop_reason": reason}
-        self.generation.update({field: value for field, value in facts.items() if isinstance(value, str)})
+        self.generation.update({field: value for field, value in facts.items() if is_text(value)})
 
     def _add_usage(self, usage: dict[str, int]) -> None:
         """Later chunks count what earlier ones did, and say 0 or nothing of what they do not count."""
@@ -211,7 +217,7 @@ def merge_chunks(chunks: Sequence[object]) -> Parsed:
     """Join the chunks of a stream: strings, bytes, or streaming events of OpenAI and Anthropic."""
     merger = _Merger()
     for chunk in chunks:
-        if isinstance(chunk, str):
+        if is_text(chunk):
             merger.texts.append(chunk)
         elif (body := _body(chunk)) is not None:
             merger.add(body)
