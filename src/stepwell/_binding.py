@@ -20,7 +20,7 @@ def binder(function: Callable[..., Any], only: Sequence[str] | None) -> Binder:
     """Make the function that names a call's arguments; `only` keeps these parameters and no other."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some built-in callables tell nothing of their parameters
+    except Exception:  # noqa: BLE001 - some built-in callables tell nothing; attributes of a callable object may raise
         return lambda args, kwargs: {"args": args, **kwargs}
     bind = _general(parameters) if _has_rest(parameters) else _simple(parameters)
     if parameters and _is_receiver(function, parameters[0]):

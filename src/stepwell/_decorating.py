@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from stepwell._binding import binder
 from stepwell._checks import shown
 from stepwell._following import followed
-from stepwell._frames import hide_own_frame
+from stepwell._frames import hide_own_frame, named_as, wrap_for
 from stepwell._generating import Body, drive, drive_async
 from stepwell._recorder import RECORDER
 from stepwell._step import Step
+from stepwell._values import class_name, is_text
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,26 +42,23 @@ DESCRIPTORS: Final[tuple[type, ...]] = (
     functools.cached_property,
     functools.partialmethod,
 )
-# What functions mostly return, and what is no stream: one lookup spares the closer look.
-_NO_STREAMS: Final = frozenset({type(None), bool, int, float, str, bytes, dict, list, tuple, set})
+# What functions mostly return, and what is no stream: one lookup spares the closer look. By identity, since a class
+# may have a metaclass that compares or hashes its classes with code of its own.
+_NO_STREAMS: Final = frozenset(map(id, (type(None), bool, int, float, str, bytes, dict, list, tuple, set)))
 
 
 def decorate(function: F, recording: Recording) -> F:
     """Wrap a function of any kind, a method, or the descriptor of one. Raises `UsageError` for what can't be called."""
     target: Any = function
-    if isinstance(target, DESCRIPTORS):
+    if issubclass(type(target), DESCRIPTORS):
         return cast("F", _decorate_descriptor(target, recording))
     if not callable(target):
         raise UsageError(f"only a function can be decorated, got {shown(target)}")
-    if isinstance(target, type) and cast("Any", target).__flags__ & _HEAP_TYPE:
+    if issubclass(type(target), type) and cast("Any", target).__flags__ & _HEAP_TYPE:
         raise UsageError(f"a class can't be decorated, only its methods, got {shown(target)}")
-    wrap = _calling
-    for is_kind, wrap_kind in _KINDS:
-        if is_kind(target) or is_kind(getattr(target, "__call__", None)):  # noqa: B004 - the method itself is asked for
-            wrap = wrap_kind
+    wrap = wrap_for(target, _KINDS, _calling)
     wrapper = wrap(target, _beginner(target, recording), recording.options.get("capture_output"))
-    functools.update_wrapper(wrapper, target)
-    return cast("F", wrapper)
+    return cast("F", named_as(target, wrapper))
 
 
 def _decorate_descriptor(target: Any, recording: Recording) -> Any:
@@ -77,8 +75,7 @@ def _decorate_descriptor(target: Any, recording: Recording) -> Any:
 
 def _beginner(function: Any, recording: Recording) -> _Begin:
     """Make the function that opens the step of a call and captures its arguments."""
-    inner: Any = function.func if isinstance(function, functools.partial) else function
-    name = str(getattr(inner, "__name__", type(inner).__name__))
+    name = _name_of(function)
     keep = recording.options.get("capture_input")
     bind = binder(cast("Callable[..., Any]", function), None if keep is None or isinstance(keep, bool) else keep)
     wanted = None if keep is None else bool(keep)
@@ -92,11 +89,25 @@ def _beginner(function: Any, recording: Recording) -> _Begin:
                 if is_llm:
                     step.asked(arguments)
                 step._input = recorder.encode(arguments)
+            except RecursionError:  # the door has no room either
+                pass
             except Exception as error:  # noqa: BLE001 - the containment door
                 recorder.fault("capture arguments", error)
+            except BaseException as error:  # a Ctrl-C while it runs the program's code: the call is not made
+                step.leave(error)
+                raise
         return step
 
     return begin
+
+
+def _name_of(function: Any) -> str:
+    inner: object = function.func if issubclass(type(function), functools.partial) else function
+    try:
+        name: object = getattr(inner, "__name__", None)
+    except Exception:  # noqa: BLE001 - a callable object whose attributes raise
+        name = None
+    return str.__str__(name) if is_text(name) else class_name(type(inner))
 
 
 def _calling(function: Callable[..., Any], begin: _Begin, keep: bool | None) -> Callable[..., Any]:
@@ -105,14 +116,19 @@ def _calling(function: Callable[..., Any], begin: _Begin, keep: bool | None) -> 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not recorder.enabled:
             return function(*args, **kwargs)
-        step = begin(args, kwargs)
         try:
-            result = function(*args, **kwargs)
+            step = begin(args, kwargs)
+        except RecursionError:  # no room on the stack to record it, but perhaps to run it
+            step = None
+        if step is None:
+            return function(*args, **kwargs)
+        try:
+            result: object = function(*args, **kwargs)
         except BaseException as error:
             hide_own_frame(error)
             step.leave(error)
             raise
-        if type(result) not in _NO_STREAMS and (stream := followed(result, step, keep)) is not None:
+        if id(type(result)) not in _NO_STREAMS and (stream := followed(result, step, keep)) is not None:
             return stream
         step.returned(result, capture=recorder.capture_output if keep is None else keep)
         return result
@@ -126,14 +142,19 @@ def _awaiting(function: Callable[..., Any], begin: _Begin, keep: bool | None) ->
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         if not recorder.enabled:
             return await function(*args, **kwargs)
-        step = begin(args, kwargs)
         try:
-            result = await function(*args, **kwargs)
+            step = begin(args, kwargs)
+        except RecursionError:  # no room on the stack to record it, but perhaps to run it
+            step = None
+        if step is None:
+            return await function(*args, **kwargs)
+        try:
+            result: object = await function(*args, **kwargs)
         except BaseException as error:
             hide_own_frame(error)
             step.leave(error)
             raise
-        if type(result) not in _NO_STREAMS and (stream := followed(result, step, keep)) is not None:
+        if id(type(result)) not in _NO_STREAMS and (stream := followed(result, step, keep)) is not None:
             return stream
         step.returned(result, capture=recorder.capture_output if keep is None else keep)
         return result

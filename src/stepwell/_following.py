@@ -21,37 +21,38 @@ from typing import Any, Final, Self, cast
 from stepwell._frames import hide_own_frame
 from stepwell._generating import Body, drive, drive_async
 from stepwell._step import Step
+from stepwell._values import mro_of, namespace_of, own_fields
 
 __all__ = ["followed"]
 
-_GENERATORS: Final = frozenset({GeneratorType, AsyncGeneratorType})
+_ENTER: Final = frozenset({"__enter__", "__aenter__"})
 _OTHER_USES: Final = frozenset({"__len__", "__getitem__", "__call__", "read", "fetchone", "recv"})
 _ENDS: Final = frozenset({"close", "aclose"})
 
 
 def followed(result: Any, step: Step, keep: bool | None) -> Any:
     """Return what to give the caller in place of a stream, so that the step ends with it; None for what is none."""
-    kind = cast("Any", type(cast("object", result)))
-    if kind in _GENERATORS:
+    kind: type = type(cast("object", result))
+    if kind is GeneratorType or kind is AsyncGeneratorType:
         return _driven(result, step, keep)
-    try:
-        if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
-            bases: tuple[type, ...] = kind.__mro__
-            names = {name for base in bases for name in vars(base)}  # without those of its metaclass
-            if names & _OTHER_USES or not names & {"__next__", "__anext__"}:
-                return None
-            is_entered = bool(names & {"__enter__", "__aenter__"})
-            return _STAND_INS["__anext__" in names, is_entered](result, Body(step, keep))
-        # By the instance's own fields: asking for the attribute might run code of the program.
-        fields: Any = object.__getattribute__(result, "__dict__")
-        stream: Any = fields.get("body_iterator")
-        if stream is None or not hasattr(cast("object", type(stream)), "__aiter__"):
+    spaces = list(map(namespace_of, mro_of(kind)))
+    if any("__next__" in space or "__anext__" in space for space in spaces):
+        names = set[str]().union(*spaces)
+        if not names.isdisjoint(_OTHER_USES):
             return None
-    except Exception:  # noqa: BLE001 - no such fields, or a class that answers for itself
+        return _STAND_INS["__anext__" in names, not names.isdisjoint(_ENTER)](result, Body(step, keep))
+    fields = own_fields(result)
+    stream: object = None if fields is None else fields.get("body_iterator")
+    if fields is None or stream is None or not _is_async_iterable(stream):
         return None
-    is_generator = isinstance(stream, AsyncGeneratorType)
-    fields["body_iterator"] = _driven(cast("Any", stream) if is_generator else _items_of(stream), step, keep)
+    fields["body_iterator"] = _driven(
+        cast("Any", stream if type(stream) is AsyncGeneratorType else _items_of(cast("Any", stream))), step, keep
+    )
     return result
+
+
+def _is_async_iterable(value: object) -> bool:
+    return any("__aiter__" in namespace_of(base) for base in mro_of(type(value)))
 
 
 def _driven(stream: Any, step: Step, keep: bool | None) -> Any:
@@ -60,7 +61,10 @@ def _driven(stream: Any, step: Step, keep: bool | None) -> Any:
     def make_body(_args: object, _kwargs: object) -> Body:
         return body
 
-    return (drive if inspect.isgenerator(stream) else drive_async)(lambda: stream, make_body)()
+    def give() -> Any:
+        return stream
+
+    return (drive if type(cast("object", stream)) is GeneratorType else drive_async)(give, make_body)()
 
 
 async def _items_of(stream: AsyncIterable[Any]) -> AsyncIterator[Any]:

@@ -159,7 +159,10 @@ class Body:
 
     def __del__(self) -> None:
         if self._step.is_recording():  # a returned generator that nobody ever asked for an item
-            self.end(GeneratorExit())
+            try:
+                self.end(GeneratorExit())
+            except BaseException as error:  # noqa: BLE001 - from here even a Ctrl-C would only be printed
+                RECORDER.fault("finish a step", error)
 
     @property
     def unread(self) -> bool:
@@ -169,16 +172,21 @@ class Body:
     def end(self, error: BaseException | None) -> None:
         """End the step, with what was yielded as its output."""
         step = self._step
-        if self._keep and step.is_recording():
-            whole = self._kept == self._count
-            if whole and self._texts and type(self._texts[0]) is str:
-                text = "".join(self._texts)
-                step.yielded(RECORDER.encode(text), text)
-            elif whole and self._texts is None and step.type == "llm":
-                step.record_stream([orjson.loads(item) for item in self._items])  # a provider's chunks
-            else:
-                step.yielded(self._output(), None)
-        step.drained(error, self._active_ns)
+        try:
+            if self._keep and step.is_recording():
+                self._give(step)
+        finally:
+            step.drained(error, self._active_ns)
+
+    def _give(self, step: Step) -> None:
+        whole = self._kept == self._count
+        if whole and self._texts and type(self._texts[0]) is str:
+            text = "".join(self._texts)
+            step.yielded(RECORDER.encode(text), text)
+        elif whole and self._texts is None and step.type == "llm":
+            step.record_stream([orjson.loads(item) for item in self._items])  # a provider's chunks
+        else:
+            step.yielded(self._output(), None)
 
     def _output(self) -> bytes:
         items = self._items if self._texts is None else RECORDER.capture.pieces(self._texts)

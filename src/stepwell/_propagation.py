@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, Final, ParamSpec, Self, TypeVar, cast
 
 from stepwell._checks import shown
@@ -28,10 +28,11 @@ from stepwell._context import (
     step_of,
     thread_of,
 )
-from stepwell._frames import hide_own_frame
+from stepwell._frames import hide_own_frame, named_as, wrap_for
 from stepwell._generating import Body, drive, drive_async
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
+from stepwell._values import first_pairs, is_short
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import UsageError
 
@@ -40,6 +41,7 @@ __all__ = ["bind", "bound_to", "carry_settings", "extract", "inject", "run_in"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+MAX_HEADER_CHARACTERS: Final = 8192  # what W3C baggage may be long
 _THREAD_BAGGAGE: Final = "stepwell.thread_id"
 _USER_BAGGAGE: Final = "stepwell.user"
 _RUN_BAGGAGE: Final = "stepwell.root_run_id"
@@ -69,15 +71,8 @@ def bind(function: Callable[P, R]) -> Callable[P, R]:
 
 def bound_to(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function tied to a context, in a form that can be pickled."""
-    code: Any = function if type(function) in _FUNCTIONS else getattr(function, "__call__", function)  # noqa: B004
-    wrap = _calling
-    for is_kind, wrap_kind in _KINDS:
-        if is_kind(code) or (code is not function and is_kind(function)):
-            wrap = wrap_kind
-    # The fields of a class are those of its instances, not of what makes them.
-    fields = () if isinstance(function, type) else functools.WRAPPER_UPDATES
-    wrapper = functools.update_wrapper(wrap(context, function), function, updated=fields)
-    return _Bound(wrapper, function, context)
+    wrap = wrap_for(function, _KINDS, _calling)
+    return _Bound(named_as(function, wrap(context, function)), function, context)
 
 
 def run_in(context: Context, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -130,7 +125,6 @@ def _async_generating(context: Context, function: Callable[..., Any]) -> Callabl
     return drive_async(function, lambda _, __: _BoundBody(context))
 
 
-_FUNCTIONS: Final = frozenset({FunctionType, MethodType})
 _KINDS: Final = (
     (inspect.iscoroutinefunction, _awaiting),
     (inspect.isgeneratorfunction, _generating),
@@ -289,12 +283,17 @@ class _Block:
         attach(self._previous)
 
 
+def _is_header(value: object) -> bool:
+    """Say whether it is text, or a list of texts as some servers give; anything else may have no end."""
+    return issubclass(type(value), str | list | tuple) and is_short(value, MAX_HEADER_CHARACTERS)
+
+
 def _continued(headers: Mapping[str, str], previous: Context) -> Context:
     from opentelemetry import baggage
     from opentelemetry.baggage.propagation import W3CBaggagePropagator
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    lowered = {name.lower(): value for name, value in headers.items()}
+    lowered = {name.lower(): value for name, value in first_pairs(headers).items() if _is_header(value)}
     context = TraceContextTextMapPropagator().extract(lowered, previous)
     if context.get(SPAN_KEY) is not previous.get(SPAN_KEY):  # the steps around are of another trace
         context = Context({key: value for key, value in context.items() if key != STEP_KEY})

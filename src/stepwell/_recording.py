@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partialmethod
 from typing import Any, Final, TypeVar, cast, get_args, overload
 
-from stepwell._checks import checked_parameters, checked_tags, shown
+from stepwell._checks import checked_flag, checked_name, checked_parameters, checked_tags, shown
 from stepwell._context import current_step, current_thread
 from stepwell._decorating import DESCRIPTORS, decorate
 from stepwell._details import Attachment
 from stepwell._recorder import RECORDER
 from stepwell._step import STEP_OPTIONS, Step
 from stepwell._thread import Thread, in_thread
+from stepwell._values import is_text
 from stepwell._vocabulary import STEP_TYPES, StepType
 from stepwell.errors import UsageError
 
@@ -43,6 +44,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 D = TypeVar("D", bound="property | cached_property[Any] | partialmethod[Any]")
+MAX_ATTACHMENTS: Final = 1000  # of one message
 _MODEL_TYPES: Final = frozenset({"llm", "embedding", "rerank"})
 
 
@@ -93,7 +95,11 @@ class Recording:
         """Open a step now and make it current; `name` is used where the recording has none."""
         step = Step.begin(self.type, self.name or name)
         if self.options:
-            self._fill(step)
+            try:
+                self._fill(step)
+            except BaseException as error:  # a Ctrl-C while it runs the program's code: the block is not entered
+                step.leave(error)
+                raise
         return step
 
     def _fill(self, step: Step) -> None:
@@ -104,10 +110,10 @@ class Recording:
                 step.ask(options)
             if options.get("tags"):
                 step.tags = options["tags"]
-            if options.get("metadata"):
-                step.metadata = options["metadata"]
             if "input" in options:
                 step.input = options["input"]
+            if options.get("metadata") is not None:
+                step.metadata = options["metadata"]
         except Exception as error:  # noqa: BLE001 - the containment door
             RECORDER.fault("record a step", error)
 
@@ -188,11 +194,13 @@ def _recording(type_: StepType, name: Any, options: dict[str, Any]) -> Any:
     if "tags" in options:
         options["tags"] = checked_tags(options["tags"])
     if "capture_input" in options:
-        checked_parameters(options["capture_input"])
-    if name is None or isinstance(name, str):
-        return Recording(type_, name, options)
+        options["capture_input"] = checked_parameters(options["capture_input"])
+    if "capture_output" in options:
+        checked_flag(options["capture_output"], "capture_output")
+    if name is None or is_text(name):
+        return Recording(type_, None if name is None else str.__str__(name), options)
     function: Any = name
-    if not callable(name) and not isinstance(name, DESCRIPTORS):
+    if not callable(name) and not issubclass(type(name), DESCRIPTORS):
         raise UsageError(f"the name of a {type_} step must be a string, got {shown(name)}")
     return decorate(function, Recording(type_, None, options))
 
@@ -210,10 +218,10 @@ def step(name: str | None = None, /, *, type: StepType = "undefined", **options:
 
     `options` are those of the type's own verb. Raises `UsageError` for a type there is not.
     """
-    kind = _KINDS.get(type) if isinstance(type, str) else None
+    kind = _KINDS.get(str.__str__(type)) if is_text(type) else None
     if kind is None:
         raise UsageError(f"type must be one of {', '.join(get_args(StepType))}, got {shown(type)}")
-    if name is not None and not isinstance(name, str):
+    if name is not None and not is_text(name):
         raise UsageError(f"step() takes a name, then decorates: use @step(type=...), got {shown(name)}")
     return kind(name, **options)
 
@@ -234,7 +242,8 @@ def start(type: StepType, name: str | None = None, /, **options: Any) -> Step:
 
     Raises `UsageError` for a type there is not.
     """
-    return step(name, type=type, **options).open(type)
+    recording = step(name, type=type, **options)
+    return recording.open(recording.type)
 
 
 def user_message(content: Any, **options: Any) -> Step:
@@ -261,6 +270,8 @@ def _message(
     tags: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Step:
+    if name is not None:
+        name = checked_name(name, "message")
     recording = Recording(type_, name, {"tags": checked_tags(tags), "metadata": metadata})
     if not RECORDER.is_on():
         return recording.open(type_)
@@ -279,7 +290,12 @@ def _message(
 
 
 def _listed(attachments: Sequence[Attachment] | None) -> Sequence[Attachment]:
-    if attachments is None or isinstance(attachments, list | tuple):
-        return attachments or ()
+    if attachments is None:
+        return ()
+    if issubclass(type(attachments), list | tuple):
+        base: Any = list if issubclass(type(attachments), list) else tuple
+        if base.__len__(attachments) > MAX_ATTACHMENTS:
+            RECORDER.misuse(f"a message has at most {MAX_ATTACHMENTS} attachments, the others are left out")
+        return cast("Sequence[Attachment]", base.__getitem__(attachments, slice(MAX_ATTACHMENTS)))
     RECORDER.misuse(f"attachments must be a list, got {shown(attachments)}")
     return ()

@@ -24,7 +24,7 @@ from stepwell._checks import shown
 from stepwell._context import RUN_KEY, SPAN_KEY, STEP_KEY, SUPPRESS_KEY, THREAD_KEY, Context, attach, get_current
 from stepwell._details import GENERATION_KEYS, describe_error, outcome_of
 from stepwell._place import Place, as_uuid
-from stepwell._recorder import RECORDER
+from stepwell._recorder import MAX_LABEL_CHARACTERS, RECORDER
 from stepwell._span import Rest, StepSpan
 from stepwell._thread import MAX_TAGS
 from stepwell._vocabulary import STEP_TYPES
@@ -162,13 +162,21 @@ class Step(StepSpan):
             if end_time is not None and (type(end_time) is not int or not 0 <= end_time < 1 << 63):
                 RECORDER.misuse(f"end_time must be in nanoseconds since the epoch, got {shown(end_time)}")
                 end_time = None
-            self._emit("success", end_time)
-            self._restore()
+            try:
+                self._emit("success", end_time)
+            finally:
+                self._restore()
 
     def leave(self, error: BaseException | None) -> None:
         """End the step as its block is left, with what was raised. Internal."""
-        self._emit("success" if error is None or not self._live else self._outcome(error))
-        self._restore()
+        outcome = "failed"  # where a Ctrl-C comes while the error is described
+        try:
+            outcome = "success" if error is None or not self._live else self._outcome(error)
+        finally:
+            try:
+                self._emit(outcome)
+            finally:
+                self._restore()
 
     def returned(self, result: object, *, capture: bool) -> None:
         """End the step of a call that returned, on the thread that made it. Internal."""
@@ -178,10 +186,17 @@ class Step(StepSpan):
                     self._output = RECORDER.encode(result)
                 if self.type == "llm":
                     self._complete(result)
+            except RecursionError:  # the door has no room either
+                pass
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("capture a result", error)
-        self._emit("success")
-        self._restore()
+            except BaseException as error:  # a Ctrl-C while it runs the program's code
+                self.leave(error)
+                raise
+        try:
+            self._emit("success")
+        finally:
+            self._restore()
 
     def _complete(self, result: object) -> None:
         """Take what an llm function returned as the model's answer, unless there is one already."""
@@ -200,7 +215,7 @@ class Step(StepSpan):
             if value is None or name in STEP_OPTIONS:
                 continue
             if name in {"model", "provider"}:
-                found[name] = RECORDER.word(value) if type(value) is str else RECORDER.text(value)
+                found[name] = RECORDER.word(value)
             elif name in {"messages", "prompt", "tools"}:
                 found[name] = encode(value)
             else:
@@ -229,10 +244,14 @@ class Step(StepSpan):
 
     def said(self, content: object) -> None:
         """End a message: it has no input, and no duration. Internal."""
-        if self._live:
-            self._output = RECORDER.encode({"content": content})
-        self._emit("success", self._place.offset + self._start)
-        self._restore()
+        try:
+            if self._live:
+                self._output = RECORDER.encode({"content": content})
+        finally:
+            try:
+                self._emit("success", self._place.offset + self._start)
+            finally:
+                self._restore()
 
     def _outcome(self, error: BaseException) -> str:
         try:
@@ -240,6 +259,8 @@ class Step(StepSpan):
             rest = self._more()
             if outcome == "failed" and rest.error is None and rest.outcome != "success":
                 rest.error = describe_error(RECORDER, error)
+        except RecursionError:  # the door has no room either
+            return "failed"
         except Exception as fault:  # noqa: BLE001 - the containment door
             RECORDER.fault("describe an error", fault)
             return "failed"
@@ -254,38 +275,54 @@ class Step(StepSpan):
             current = current._previous.get(STEP_KEY)
         attach(self._previous)
 
-    def _emit(self, outcome: str, end_ns: int | None = None) -> None:  # noqa: C901 - every step pays for each call
+    def _emit(self, outcome: str, end_ns: int | None = None) -> None:
         if self._status != "pending":
             return
         rest = self._rest
-        if rest is not None and rest.streams:
-            self.finish_streams()
-        self._status = outcome if rest is None or rest.outcome is None else rest.outcome
-        if not self._live:
-            return
+        try:
+            if rest is not None and rest.streams:
+                self.finish_streams()
+        finally:
+            self._status = outcome if rest is None or rest.outcome is None else rest.outcome
+            if self._live:
+                self._append(end_ns)
+
+    def _append(self, end_ns: int | None) -> None:  # noqa: C901 - every step pays for each call
+        """Write the record of the step that has ended, whatever the program has set on it."""
+        end = ""
         try:
             if RECORDER.open_steps.pop(self.id, None) is None and not self._ended_late():
                 return
             if end_ns is None:
                 end_ns = self._place.offset + RECORDER.monotonic_ns()
-            if self.type == "llm":
-                self._check_llm()
             end = f',"end_ns":{end_ns},"status":"{self._status}"'
             try:
+                if self.type == "llm":
+                    self._check_llm()
                 parts = self._parts(end)
-            except Exception as error:  # noqa: BLE001 - the program has changed type or name to what is none
-                self._mend(error)
+            except Exception:  # noqa: BLE001 - the program has changed type or name to what is none
+                self._mend()
                 parts = self._parts(end)
             self._live = False
             if self._generation is not None and len(self._generation.get("messages", b"")) > LARGE_BYTES:
                 RECORDER.append_parts(parts)  # two such buffers at once have the allocator give pages back each time
             else:
                 RECORDER.append(b"".join(parts))
+            if RECORDER.unwritten:
+                self._catch_up()
             if RECORDER.after_root is not None and self.enclosing is None:
                 RECORDER.after_root()
+        except RecursionError:  # neither this nor the door has room on the stack: a step further out does it
+            RECORDER.unwritten.append((self, end_ns))
         except Exception as error:  # noqa: BLE001 - the containment door
             self._live = False
             RECORDER.fault("finish a step", error)
+        except BaseException:  # a Ctrl-C while metadata or tags run the program's code: the rest is recorded
+            if self._rest is not None:
+                self._rest.metadata, self._rest.tags = {}, []
+            self._live = False
+            RECORDER.append(b"".join(self._parts(end)))
+            raise
 
     def _ended_late(self) -> bool:
         """Note the end of a step that was announced; False for a copy that a fork made: the parent will end it."""
@@ -294,13 +331,27 @@ class Step(StepSpan):
             RECORDER.ended.append(self.id)
         return self._live
 
-    def _mend(self, error: Exception) -> None:
+    @staticmethod
+    def _catch_up() -> None:
+        """Write the steps that ended where the stack was full."""
+        waiting, RECORDER.unwritten = RECORDER.unwritten, []
+        for step, end_ns in waiting:
+            step._append(end_ns)
+
+    def _mend(self) -> None:
         """Make type and name valid, so that the rest of the step is not lost with them."""
-        RECORDER.misuse(f"a step's type or name was set to what is none: {error}")
+        given: tuple[object, object] = (self.type, self.name)
         if type(self.type) is not str or self.type not in STEP_TYPES:
             self.type = "undefined"
         if type(self.name) is not str:
             self.name = orjson.loads(RECORDER.text(self.name))
+        if len(self.name) > MAX_LABEL_CHARACTERS:
+            self.name = f"{self.name[: MAX_LABEL_CHARACTERS - 40]}... [{len(self.name)} characters]"
+        elif self.type is not given[0] or self.name is not given[1]:
+            RECORDER.faults["misuse"] += 1  # too late to raise, when strict
+            RECORDER.warn(
+                f"a step was given type {shown(given[0])} and name {shown(given[1])}, and one of them is none"
+            )
 
     def _check_llm(self) -> None:
         """Apply Literal's rule: an llm step that asked nothing is a run."""
@@ -351,7 +402,11 @@ class Step(StepSpan):
         """Write the step as pending if it is open for longer than that. The journal's keeper calls it."""
         if not self._live or RECORDER.monotonic_ns() - self._start < older_than_ns:
             return False
-        frame = b"".join(self._parts(',"status":"pending"'))
+        try:
+            frame = b"".join(self._parts(',"status":"pending"'))
+        except BaseException as error:  # noqa: BLE001 - the program's code may raise anything; this is not its thread
+            RECORDER.fault("announce a step", error)
+            return True
         if self._live:  # else it ended meanwhile, on its own thread; where it ends just now, stores know what is late
             RECORDER.append(frame)
         return True
