@@ -72,5 +72,16 @@ def _forget() -> None:
 
 
 @pytest.fixture
+def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Fail on what is written to stderr, and on what is raised where nobody can catch it."""
+    lost: list[str] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda it: lost.append(f"{it.exc_type}: {it.exc_value}")
+    yield
+    gc.collect()
+    sys.unraisablehook = before
+    assert (lost, capfd.readouterr().err) == ([], "")
+
+
+@pytest.fixture
 def captured(stepwell_capture: Captured) -> Captured:
     return stepwell_capture
