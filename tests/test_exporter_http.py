@@ -38,6 +38,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.lower().endswith("_proxy") or name.startswith("SSL_CERT_"):
             monkeypatch.delenv(name)
     yield
+    sw.shutdown(1)
     for thread in threading.enumerate():  # one that shutdown gave up on at its deadline is about to end
         if thread.name.startswith("stepwell"):
             thread.join(30)
