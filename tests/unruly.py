@@ -308,7 +308,6 @@ class UnrulyServer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", self.port))
         listener.listen(64)
-        listener.settimeout(0.05)
         self.port = listener.getsockname()[1]
         self._listener = listener
         self._start(self._accept, listener)
@@ -317,7 +316,7 @@ class UnrulyServer:
         """End every behaviour and connection; connecting is refused from now on."""
         self.closing.set()
         with self._changed:
-            for open_socket in list(self._sockets):
+            for open_socket in [*self._sockets, *([self._listener] if self._listener else [])]:
                 try:
                     socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
                 except OSError:
@@ -375,8 +374,8 @@ class UnrulyServer:
             while not self.closing.is_set():
                 try:
                     connection, _ = listener.accept()
-                except TimeoutError:
-                    continue
+                except OSError:  # `close` has shut it down
+                    return
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connections += 1
                 self._start(self._serve, connection, self._connections)
