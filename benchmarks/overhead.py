@@ -37,12 +37,19 @@ DOCUMENTS = [{"id": index, "score": 0.9 - index / 10, "text": ANSWER[:80]} for i
 RESPONSE = {"role": "assistant", "content": ANSWER}
 HISTORY = [{"role": "user" if n % 2 else "assistant", "content": f"{n} " + ANSWER * 3 + QUESTION} for n in range(87)]
 
-# With the bytes that secrets begin with, as often as notes and chats have them: what has none is looked through sooner.
+# With the bytes that secrets begin with, about as often as notes and chats have them; the texts above have none.
 NOTE = (
-    "The B-17 shaft (see north_gate.md and the well-known map of Jan Kowalski, 1911) gives 3.5 l/s in a dry summer; "
-    "ask Zoe, or write to wells@example.org, before the up-stream sluice is closed. Bring the `flow_meter` kit."
+    "The well-known shaft below the market gives three and a half litres a second in a dry summer, says the map "
+    "that Jan Kowalski drew in 1911, and it has never been seen to fail. Before the upper sluice is closed somebody "
+    "has to go down and read the flow meter: its last twelve values are in north_gate.csv, and a zero among them is "
+    "not a fault but a day on which nobody went. Bring a lamp. Write to wells@example.org where the water is brown, or "
+    "where it smells. The step-by-step list that hangs at the door is older than the pump, so that its second half no "
+    "longer applies; what counts is the order of the valves, from left to right, and that the air is let out first. "
+    "But do not hurry: the level comes up by a hand's width an hour, whatever is done at the top, and most of what was "
+    "thought to be a leak in the past ten years was somebody who did not wait. The readings go into flow_meter.csv, "
+    "one line a day, with the name of who went. "
 )
-NOTES = [{"role": "user" if n % 2 else "assistant", "content": f"{n} " + f"{NOTE} " * 5} for n in range(87)]
+NOTES = [{"role": "user" if n % 2 else "assistant", "content": f"{n} {NOTE}{NOTE[:250]}"} for n in range(87)]
 
 BURST = 20
 

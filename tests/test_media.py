@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import stepwell as sw
-from stepwell import _capture
+from stepwell import _capture, cli
 from stepwell._capture import Capture
 from stepwell._media import MAX_MEDIA_BYTES, may_hold_media
 from stepwell._recorder import RECORDER
@@ -167,6 +167,16 @@ def test_a_text_with_images_stays_readable(media: Capture, blobs: BlobStore) -> 
         "blobs": [BLOB, {"$stepwell": "blob", "sha256": sha256, "size": 5000}],
     }
     assert blobs.path(sha256).read_bytes() == other
+
+
+def test_what_follows_a_data_url_stays(media: Capture) -> None:
+    small = "data:image/gif;base64,R0lGODlhAQ==, then "
+    assert encoded(f"{URL}\n", media) == {
+        "$stepwell": "text",
+        "text": "[blob 1: image/png, 20008 bytes]\n",
+        "blobs": [BLOB],
+    }
+    assert encoded(f"{small}{URL} é", media)["text"] == f"{small}[blob 1: image/png, 20008 bytes] é"
 
 
 def test_media_in_fields_of_objects_are_found(media: Capture) -> None:
@@ -362,6 +372,26 @@ def test_every_payload_of_a_step_is_looked_through(tmp_path: Path, at_home: Capt
     assert at_home.fields("message")["output"] == {"content": ["see", BLOB]}
     assert at_home.fields("message")["metadata"] == {"photo": UNTYPED}
     assert json.loads(bytes(at_home.threads[0].metadata)) == {"photo": BLOB}  # type: ignore[arg-type]
+
+
+def test_show_export_and_import_keep_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home, other = str(tmp_path / "home"), str(tmp_path / "other")
+    sw.configure(export="sqlite:", home=home)
+    with sw.thread("t"):
+        step = sw.user_message([{"type": "text", "text": "Look"}, {"image": URL}], metadata={"raw": PHOTO})
+    assert sw.flush(10)
+    sw.shutdown()
+    file = str(tmp_path / "records.jsonl")
+    assert cli.run(["export", "--home", home, "--output", file]) == 0
+    assert cli.run(["import", file, "--home", other]) == 0
+    for folder in (home, other):
+        capsys.readouterr()
+        assert cli.run(["show", step.id, "--home", folder]) == 0
+        shown = capsys.readouterr().out
+        assert '"image": "image/png, 20.0 kB"' in shown
+        assert '"raw": "unknown type, 20.0 kB"' in shown
+        assert cli.run(["show", step.id, "--home", folder, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["output"]["content"][1] == {"image": BLOB}
 
 
 # -- the quick look

@@ -14,6 +14,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from stepwell._redaction import RedactionFailedError, Rules, mask
@@ -49,10 +50,9 @@ Fault = Callable[[str, BaseException], object]
 Marker = dict[str, Any]
 
 _MIME: Final = re.compile(r"[a-z0-9!#$&^_.+-]{1,50}/[a-z0-9!#$&^_.+-]{1,80}")
-_URL: Final = re.compile(
-    r"data:([A-Za-z0-9!#$&^_.+/-]{0,131})(?:;[A-Za-z0-9!#$&^_.+=/\"-]{1,100}){0,5};base64,"
-    rf"([A-Za-z0-9+/_=-]{{{MIN_BASE64},}})"
-)
+_HEAD: Final = r"data:([A-Za-z0-9!#$&^_.+/-]{0,131})(?:;[A-Za-z0-9!#$&^_.+=/\"-]{1,100}){0,5};base64,"
+_URL_HEAD: Final = re.compile(_HEAD).match
+_URL: Final = re.compile(_HEAD + rf"([A-Za-z0-9+/_=-]{{{MIN_BASE64},}})")
 # Where providers put bare base64, and what else such an object has:
 # https://docs.anthropic.com/en/api/messages (source), https://ai.google.dev/api/caching#Blob (inline_data),
 # https://platform.openai.com/docs/api-reference (input_audio, audio, images, image_generation_call)
@@ -177,13 +177,17 @@ class Extraction:
         """
         if len(text) > 2 * _MAX_BASE64 or ";base64," not in text:
             return None
-        whole = _URL.fullmatch(text)
-        if whole is not None:
-            return self._of_base64(whole[2], whole[1])
+        head = _URL_HEAD(text)
+        if head is not None:
+            with suppress(ValueError):  # something follows the base64
+                return self._of_base64(text[head.end() :], head[1])
         blobs: list[Marker] = []
 
         def move(match: re.Match[str]) -> str:
-            blob = self._of_base64(match[2], match[1])
+            try:
+                blob = self._of_base64(match[2], match[1])
+            except ValueError:
+                blob = None
             if blob is None:
                 return match[0]
             blobs.append(blob)
@@ -201,16 +205,17 @@ class Extraction:
             return None
         if type(value) is bytes:
             return self.of_bytes(memoryview(value), mime)
-        return self._of_base64(value, mime) if type(value) is str else None
+        try:
+            return self._of_base64(value, mime) if type(value) is str else None
+        except ValueError:
+            return None
 
     def _of_base64(self, body: str, mime: str | None) -> Marker | None:
+        """Store what a text is the base64 of; raise `ValueError` for what is none."""
         size = len(body) // 4 * 3
-        if len(body) < MIN_BASE64 or size - 2 > self._room or not body.isascii():
+        if len(body) < MIN_BASE64 or size - 2 > self._room:
             return None
-        try:
-            found = self._store.keep(body.encode(), mime, is_base64=True, pending=self._pending)
-        except ValueError:  # no base64: the text stays
-            return None
+        found = self._store.keep(body.encode("ascii"), mime, is_base64=True, pending=self._pending)
         self._room -= size
         return found
 

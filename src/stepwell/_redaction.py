@@ -105,7 +105,7 @@ _RARE: Final = (
 )
 _LARGE: Final = 4096
 _SAMPLE: Final = 1024
-_RARE_EVERY: Final = 300  # bytes; where it is seen more often, the expression is faster
+_RARE_EVERY: Final = 500  # bytes; where it is seen more often, the expression is faster
 
 # In a text, a name before its value: name='value', "name": "value", \"name\": \"value\", name=value, Name: value.
 _NAME: Final = re.compile(r"""(?<![A-Za-z0-9_.-])([A-Za-z0-9_.-]{1,128})(?:\\*['"])?\s{0,8}[=:]\s{0,8}""")
