@@ -34,7 +34,7 @@ __all__ = ["Connections"]
 T = TypeVar("T")
 
 WAL_LIMIT_BYTES: Final = 64 << 20
-_FORK_WAIT_S: Final = 1.0
+_FORK_WAIT_S: Final = 5.0
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -59,12 +59,21 @@ class Connections:
         self._writer: sqlite3.Connection | None = None
         self._idle: list[sqlite3.Connection] = []
         self._make_locks()
+        _open.add(self)  # before: a fork must wait for what is being opened, too
+        try:
+            self._open_first()
+        except BaseException:
+            _open.discard(self)
+            raise
+
+    def _open_first(self) -> None:
         with self._mapped():
-            if read_only:
-                self._idle.append(self._open_reader())
+            if self._read_only:
+                with self._readers:
+                    self._idle.append(self._open_reader())
             else:
-                self._writer = self._open_writer()
-        _open.add(self)
+                with self._write_lock:
+                    self._writer = self._open_writer()
 
     def _make_locks(self) -> None:
         self._write_lock = threading.Lock()
