@@ -7,10 +7,12 @@ import collections
 import contextlib
 import json
 import logging
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from unittest import mock
@@ -224,6 +226,31 @@ def test_a_class_that_can_not_be_hashed_is_returned_as_any_other(captured: Captu
     value = Compared("Odd", (), {})()
     assert sw.tool("x")(lambda: value)() is value
     assert captured.step("x").status == "success"
+
+
+def test_token_counts_too_large_to_be_added_up_do_not_lose_the_step(tmp_path: Path) -> None:
+    with capture(export=f"sqlite:{tmp_path / 'a.db'}"):
+        with sw.llm("x", messages=[1]) as step:
+            step.usage(input_tokens=2**63 - 1, output_tokens=2**63 - 1, cached_input_tokens=2**63)
+            step.usage(reasoning_tokens=2**53)
+        assert sw.flush()
+        (ledger,) = sw.stats().exporters.values()
+        assert (ledger.delivered, ledger.rejected) == (1, {})
+
+
+def test_a_long_name_is_cut_and_not_remembered(captured: Captured) -> None:
+    names = [f"{number}{'x' * 1_000_000}" for number in range(3)]
+    held = [sys.getrefcount(name) for name in names]
+    for name in names:
+        with sw.llm(name, model=name, messages=[]):
+            pass
+        with sw.tool("renamed") as step:
+            step.update_name(name)
+    found = [step.name or "" for step in captured.steps[1:]]
+    assert {(name[1:3], name[-25:]) for name in found} == {("xx", "x... [1000001 characters]")}
+    assert max(map(len, found)) < 1100
+    del step, name
+    assert [sys.getrefcount(name) for name in names] == held
 
 
 def test_an_error_of_a_handler_of_the_program_s_logs_stays_inside(captured: Captured) -> None:

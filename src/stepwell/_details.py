@@ -62,6 +62,7 @@ MAX_TRACEBACK_ERRORS: Final = 50  # causes, contexts and members of groups told 
 MAX_REASON_CHARACTERS: Final = 300
 MAX_ERROR_CHARACTERS: Final = 32 * 1024
 _NO_FOLDER: Final = f"no folder to keep it in, and over {MAX_INLINE_BYTES} bytes"
+MAX_TOKENS: Final = 1 << 53  # of one kind and call: readers add them up, and none has more bits than 63 for that
 SCORE_TYPES: Final = ("HUMAN", "CODE", "AI")
 
 _MIME: Final = re.compile(r"[\w.+-]+/[\w.+-]+(?:;[\w.+=-]+)*", re.ASCII)
@@ -319,7 +320,7 @@ def usage_fields(recorder: Recorder, tokens: Mapping[str, object]) -> dict[str, 
     for name, value in tokens.items():
         if name not in _TOKENS:
             recorder.misuse(f"usage has no {shown(name)}, only {', '.join(sorted(_TOKENS))}")
-        elif (number := _whole(value)) is not None:
+        elif (number := _whole(value)) is not None and number <= MAX_TOKENS:
             found[name] = number
         elif value is not None:
             recorder.misuse(f"usage: {name} must be a whole number of 0 or more, got {shown(value)}")
