@@ -76,8 +76,10 @@ def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Fail on what is written to stderr, and on what is raised where nobody can catch it."""
     lost: list[str] = []
     before, sys.unraisablehook = sys.unraisablehook, lambda it: lost.append(f"{it.exc_type}: {it.exc_value}")
+    gc.freeze()  # so that collecting looks at what the test has made alone
     yield
     gc.collect()
+    gc.unfreeze()
     sys.unraisablehook = before
     assert (lost, capfd.readouterr().err) == ([], "")
 
