@@ -29,6 +29,8 @@ STEPS = [
     ("coverage, joined", ["coverage", "combine", "-q"]),
     ("coverage", ["coverage", "report"]),
     ("benchmark, overhead", ["python", "-W", "error", "benchmarks/overhead.py", "--smoke"]),
+    ("benchmark, latency", ["python", "-W", "error", "benchmarks/latency.py", "--smoke"]),
+    ("benchmark, soak", ["python", "-W", "error", "benchmarks/soak.py", "--smoke"]),
     ("benchmark, store", ["python", "-W", "error", "benchmarks/store.py", "--smoke"]),
     ("benchmark, memory", ["python", "-W", "error", "benchmarks/memory.py", "--smoke"]),
 ]
