@@ -431,10 +431,16 @@ def call(name: str, value: Any) -> None:
     def work(argument: Any, *rest: Any, default: Any = value, **others: Any) -> Any:
         return value
 
-    result = work(value, value, other=value)
-    assert result is value or isinstance(result, types.GeneratorType | types.AsyncGeneratorType)
-    if result is not value and isinstance(result, types.GeneratorType):
-        result.close()
+    end(work(value, value, other=value), value)
+
+
+def end(result: Any, value: Any) -> None:
+    """Check that it is the very value, or what stands for a stream; which ends here."""
+    if result is not value:
+        assert result.__class__ is type(value)
+        assert hasattr(value, "__next__") or hasattr(value, "__anext__")
+        if isinstance(result, types.GeneratorType):
+            result.close()
 
 
 def call_of_a_model(name: str, value: Any) -> None:
@@ -450,10 +456,7 @@ def answer_of_a_model(name: str, value: Any) -> None:
     def work() -> Any:
         return value
 
-    result = work()
-    assert result is value or isinstance(result, types.GeneratorType | types.AsyncGeneratorType)
-    if result is not value and isinstance(result, types.GeneratorType):
-        result.close()
+    end(work(), value)
 
 
 def call_of_a_coroutine(name: str, value: Any) -> None:

@@ -525,7 +525,7 @@ def test_decorated_functions_pickle_by_name() -> None:
 def test_headers_that_make_no_sense_bind_to_nothing(captured: Captured, caplog: pytest.LogCaptureFixture) -> None:
     from stepwell._propagation import _rebound
 
-    wrong: Any = {5: 6}
+    wrong: Any = 5
     with sw.run("agent"):
         assert _rebound(work, wrong, b"no settings")(1) == 1
     assert captured.step("worked").parent_id is None

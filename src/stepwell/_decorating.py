@@ -35,6 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _Begin = Callable[[tuple[Any, ...], dict[str, Any]], Step]
 
 _HEAP_TYPE: Final = 1 << 9  # in a class's flags: made by a class statement, where `dict` and its like are as functions
+_flags_of: Final[Callable[[type], int]] = vars(type)["__flags__"].__get__
 DESCRIPTORS: Final[tuple[type, ...]] = (
     classmethod,
     staticmethod,
@@ -54,7 +55,7 @@ def decorate(function: F, recording: Recording) -> F:
         return cast("F", _decorate_descriptor(target, recording))
     if not callable(target):
         raise UsageError(f"only a function can be decorated, got {shown(target)}")
-    if issubclass(type(target), type) and cast("Any", target).__flags__ & _HEAP_TYPE:
+    if issubclass(type(target), type) and _flags_of(cast("Any", target)) & _HEAP_TYPE:
         raise UsageError(f"a class can't be decorated, only its methods, got {shown(target)}")
     wrap = wrap_for(target, _KINDS, _calling)
     wrapper = wrap(target, _beginner(target, recording), recording.options.get("capture_output"))

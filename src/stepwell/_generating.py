@@ -24,7 +24,6 @@ __all__ = ["Body", "MakeBody", "drive", "drive_async"]
 
 MAX_ITEMS: Final = 10_000  # yielded items kept as a generator's output
 MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
-_TEXTS: Final = frozenset({str, bytes})
 
 MakeBody = Callable[[tuple[Any, ...], dict[str, Any]], "Body"]
 
@@ -145,7 +144,8 @@ class Body:
 
     def _keep_item(self, item: object) -> None:
         if self._texts is not None:
-            if type(item) in _TEXTS and type(item) is type(self._texts[0] if self._texts else item):
+            kind = type(item)  # by identity: a class may be hashed, and compared, by code of its own
+            if (kind is str or kind is bytes) and kind is type(self._texts[0] if self._texts else item):
                 self._texts.append(item)
                 self._size += len(cast("str", item))
                 self._kept += 1
