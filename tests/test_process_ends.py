@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from unruly import UnrulyServer
 
 import stepwell as sw
 from stepwell import cli
@@ -529,30 +530,39 @@ def test_a_step_that_is_open_at_a_fork_is_the_parents_to_end(program: Program, e
         assert steps[inner]["root_run_id"] == steps["outer"]["id"]
 
 
-def test_forks_just_after_the_first_step_leave_every_child_an_exporter_that_works(program: Program) -> None:
-    """As a server's that loads the application before it forks: what the exporter imports may be under way."""
-    ended = program.run(
-        """
-        stop = threading.Event()
-        def burn():
-            while not stop.is_set():
-                pass
-        threading.Thread(target=burn).start()
-        record("parent")
-        def child(number):
-            record(f"child {number}")
-            tell(sw.flush(20))
-        pids = []
-        for number in range(12):
-            pids.append(fork(lambda: child(number)))
-            time.sleep(0.002)
-        stop.set()
-        for pid in pids:
-            wait(pid)
-        """
-    )
-    assert ended == (0, ["True"] * 12, "")
-    assert whole(ship(program.home)) == sorted(["parent", *(f"child {number}" for number in range(12))])
+EARLY_FORKS = """
+    sw.configure(export=EXPORT)
+    stop = threading.Event()
+    def burn():
+        while not stop.is_set():
+            pass
+    threading.Thread(target=burn).start()
+    record("parent")
+    def child(number):
+        record(f"child {number}")
+        tell(sw.flush(20))
+    pids = []
+    for number in range(12):
+        pids.append(fork(lambda: child(number)))
+        time.sleep(0.002)
+    stop.set()
+    for pid in pids:
+        wait(pid)
+"""
+FORKED = sorted(["parent", *(f"child {number}" for number in range(12))])
+
+
+def test_forks_just_after_the_first_step_leave_every_child_a_store_to_deliver_to(program: Program) -> None:
+    """As a server's that loads the application before it forks: the store may be just being opened."""
+    assert program.run(EARLY_FORKS.replace("EXPORT", "'sqlite:'")) == (0, ["True"] * 12, "")
+    assert whole(ship(program.home)) == FORKED
+
+
+def test_forks_just_after_the_first_step_leave_every_child_a_server_to_deliver_to(program: Program) -> None:
+    """What the exporter imports may be under way."""
+    with UnrulyServer() as server:
+        assert program.run(EARLY_FORKS.replace("EXPORT", repr(server.url))) == (0, ["True"] * 12, "")
+        assert whole([json.loads(line) for line in server.arrived]) == FORKED
 
 
 def test_forks_in_one_thread_while_others_record_and_ship_lose_nothing(program: Program) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # loaded with the first record
 __all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
 
 FORK_WAIT_S: Final = 1.0
+LOAD_WAIT_S: Final = 5.0  # that a fork waits for an exporter's imports
 EARLY_BYTES: Final = 1024 * 1024  # kept in memory while the pipeline can't be made
 
 
@@ -362,6 +363,9 @@ def _before_fork() -> None:
     """Let a start in another thread finish: the child would inherit it half done, and Python's import locks held."""
     if _state.lock.acquire(timeout=FORK_WAIT_S):
         _state.forking.add(threading.get_ident())
+    pipeline = _state.pipeline
+    if pipeline is not None:
+        pipeline.wait_loaded(time.monotonic() + LOAD_WAIT_S)
 
 
 def _after_fork() -> None:

@@ -99,6 +99,11 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - the containment door
             self._recorder.fault("write down what is interrupted", error)
 
+    def wait_loaded(self, deadline: float) -> None:
+        """Wait, before a fork, for imports under way; see `Shipper.wait_loaded`."""
+        for shipper in self.shippers:
+            shipper.wait_loaded(deadline)
+
     def abandon(self) -> None:
         """Let go of everything in a forked child: journal and orphans stay the parent's."""
         self.journal.abandon()

@@ -124,6 +124,7 @@ class Shipper:
         self._rejected: Counter[str] = Counter()
         self._waiters: list[Bell] = []
         self._wake = Bell()
+        self._loaded = threading.Event()
         self._stopping = False
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name=f"stepwell-{name}", daemon=True)
@@ -131,6 +132,14 @@ class Shipper:
     def start(self) -> None:
         """Start the thread. Raises `RuntimeError` where no thread can be had."""
         self._thread.start()
+
+    def wait_loaded(self, deadline: float) -> None:
+        """Wait, before a fork, until the exporter has imported what it needs, at most until `deadline`.
+
+        The child would find the imports' locks held by a thread that it does not have, and wait for them for ever.
+        """
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._loaded.wait(max(0.0, deadline - time.monotonic()))
 
     def adopt(self, source: OrphanSource) -> None:
         """Deliver, in turn with what is new, what a dead process left."""
@@ -206,6 +215,7 @@ class Shipper:
 
     def _run(self) -> None:
         attach(set_value("suppress_instrumentation", True))  # else exporting makes spans that are exported ...
+        self._load()
         while not self._past_deadline():
             try:
                 moved = self._ship_unsettled() and self._ship()
@@ -222,6 +232,16 @@ class Shipper:
     def _ship_unsettled(self) -> bool:
         """Deliver first what a failure left, which no later `read` would give again; say whether nothing is left."""
         return self._unsettled is None or self._settle(*self._unsettled)
+
+    def _load(self) -> None:
+        try:
+            load = getattr(self.exporter, "load", None)
+            if load is not None:
+                load()
+        except BaseException as error:  # noqa: BLE001 - a third party's code; what is missing, `export` will say
+            self._report(f"load {self.name}", error)
+        finally:
+            self._loaded.set()
 
     def _ship(self) -> bool:
         """Deliver the next batch; say whether there was one, and all of it is accounted for."""

@@ -110,6 +110,12 @@ class HttpExporter:
     def __repr__(self) -> str:
         return f"HttpExporter({self.key!r})"
 
+    def load(self) -> None:
+        """Import what sending needs."""
+        import encodings.idna  # noqa: F401 # pyright: ignore[reportUnusedImport] - looking up a host does
+
+        import stepwell.exporters._http_client  # noqa: F401 # pyright: ignore[reportUnusedImport] - with httpcore
+
     def export(self, batch: Batch) -> None:
         """Send a batch.
 
