@@ -1,4 +1,4 @@
-"""kill -9 at any moment: every step whose end was seen outside the process is delivered by the next one."""
+"""Killed by SIGKILL or SIGTERM at any moment: a step whose end was seen outside the process is delivered by the next."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class DeadExporter:
         raise ConnectionRefusedError("nobody listens")
 
 
-def killed(work: Callable[[Callable[[str], None]], None], lines: int) -> list[str]:
+def killed(
+    work: Callable[[Callable[[str], None]], None], lines: int, number: signal.Signals = signal.SIGKILL
+) -> list[str]:
     """Run `work` in a forked child, kill it as soon as it has told `lines` lines, and return all that it told."""
     read, write = os.pipe()
     pid = os.fork()
@@ -48,11 +50,11 @@ def killed(work: Callable[[Callable[[str], None]], None], lines: int) -> list[st
     with suppress(InterruptedError):
         while told.count(b"\n") < lines and (chunk := os.read(read, 4096)):
             told += chunk
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
     while chunk := os.read(read, 65536):
         told += chunk
     os.close(read)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -number
     return told.decode().splitlines()
 
 
@@ -109,7 +111,8 @@ def test_every_step_that_had_ended_is_delivered_once(tmp_path: Path, backend: st
             sw.configure(export=DeadExporter(url) if backend == "dead" else url, home=tmp_path / "home")
             record_steps(tell, threads)
 
-        ended = killed(work, pick.choice((1, 2, 10, pick.randrange(50, 400))))
+        number = signal.SIGTERM if round_ % 3 == 2 else signal.SIGKILL
+        ended = killed(work, pick.choice((1, 2, 10, pick.randrange(50, 400))), number)
         assert ended
         told += ended
         if round_ % 8 == 7:
