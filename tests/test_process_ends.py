@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,13 +112,6 @@ def ship(home: Path) -> list[dict[str, Any]]:
     assert cli.run(["ship", "--home", str(home)]) == 0
     assert [session for session in survey(home / "journal") if session.alive or any(session.waiting.values())] == []
     return stored(home)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def whole(steps: Sequence[dict[str, Any]]) -> list[str]:
@@ -725,7 +717,7 @@ def test_a_child_forked_by_an_exit_handler_has_a_journal_of_its_own(program: Pro
 @pytest.mark.parametrize("when", ["before the first step", "after it"])
 def test_a_daemon_without_standard_streams_keeps_them_out_of_the_journal(program: Program, when: str) -> None:
     """What is printed by C code or through a stale stream goes to descriptors 0 to 2, whatever they are by then."""
-    close = "os.closerange(0, 3)"
+    lives, daemon = os.pipe()
     ended = program.run(
         f"""
         {"" if when == "before the first step" else "record('early')"}
@@ -734,7 +726,7 @@ def test_a_daemon_without_standard_streams_keeps_them_out_of_the_journal(program
         os.setsid()
         if os.fork():
             os._exit(0)
-        {close}
+        os.closerange(0, 3)
         for number in range(3):
             record(f"daemon {{number}}")
             for fd in range(3):
@@ -750,12 +742,14 @@ def test_a_daemon_without_standard_streams_keeps_them_out_of_the_journal(program
             except OSError:
                 pass
         os.kill(os.getpid(), signal.SIGKILL)
-        """
+        """,
+        pass_fds=[daemon],
     )
     assert ended == (0, [], "")
-    sessions = program.home / "journal"
+    os.close(daemon)
+    assert os.read(lives, 1) == b""  # its copy was the last
+    os.close(lives)
     expected = ["daemon 0", "daemon 1", "daemon 2", *(["early"] if when == "after it" else []), "last"]
-    wait_until(lambda: not any(session.alive for session in survey(sessions)) and len(left(program.home)) > 0)
     assert whole(ship(program.home)) == expected
 
 
