@@ -1,4 +1,4 @@
-"""Killed by SIGKILL or SIGTERM at any moment: a step whose end was seen from outside is delivered by the next process."""
+"""Killed by SIGKILL or SIGTERM at any moment: a step whose end was seen outside is delivered by the next process."""
 
 from __future__ import annotations
 

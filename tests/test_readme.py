@@ -86,3 +86,14 @@ def test_every_command_and_option_is_named() -> None:
 
 def test_the_examples_are_named_by_no_path_of_a_machine() -> None:
     assert str(ROOT.parent) + os.sep not in README
+
+
+def test_every_behaviour_of_the_table_has_its_test() -> None:
+    table = README[README.index("## How it behaves") : README.index("## What it costs")]
+    rows = [row for row in table.splitlines() if row.startswith("| ") and not row.startswith(("| **", "| what"))]
+    assert len(rows) >= 45
+    for row in rows:
+        links = re.findall(r"\[([a-z0-9 _]+)\]\((tests/test_\w+\.py)\)", row)
+        assert links, row
+        for name, path in links:
+            assert f"def test_{name.replace(' ', '_')}(" in (ROOT / path).read_text(), (name, path)

@@ -54,9 +54,9 @@ class Exporter(Protocol):
     the batch, which is then split to isolate the record to blame.
 
     Optional attributes: `key: str` names the destination, without secrets, so that what a dead process left can be
-    delivered to it (without `key` nothing outlives the process); `close() -> None` frees what it holds. `load() -> None`
-    imports what `export` will need: it is called once, first, on the exporter's thread, and a fork waits for it, since
-    a child that is forked while a module is imported can never import that module.
+    delivered to it (without `key` nothing outlives the process); `close() -> None` frees what it holds;
+    `load() -> None` imports what `export` will need: it is called once, first, on the exporter's thread, and a fork
+    waits for it, since a child that is forked while a module is imported can never import that module.
     """
 
     def export(self, batch: Batch) -> None:
