@@ -12,7 +12,7 @@ from msgspec import DecodeError, Struct, json
 
 from stepwell._recovery import LeftOpen, segments_of, sessions_in
 from stepwell._segment import FIRST, scan
-from stepwell._session import CursorFile, Place, is_locked
+from stepwell._session import CursorFile, Position, is_locked
 
 __all__ = ["Feed", "Session", "rejected", "survey"]
 
@@ -55,7 +55,7 @@ def _look(session: Path) -> Session:
     return Session(session, alive, frames, torn, waiting)
 
 
-def _places(session: Path) -> Iterator[tuple[str, Place]]:
+def _places(session: Path) -> Iterator[tuple[str, Position]]:
     """Read the place of each exporter by its key, which the cursor file holds too."""
     for path in session.glob("*.cursor"):
         with suppress(OSError, ValueError, IndexError):

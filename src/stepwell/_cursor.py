@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stepwell._pool import Faults
 from stepwell._segment import FIRST, Segment
-from stepwell._session import CursorFile, Place, Session
+from stepwell._session import CursorFile, Position, Session
 
 if TYPE_CHECKING:  # the module above this one
     from stepwell._journal import Journal
@@ -58,7 +58,7 @@ class JournalCursor:
         self.key = key
         self.lock = lock
         self.file: CursorFile | None = None
-        self.sequence, self.offset = self.done = Place(segment.sequence, FIRST)
+        self.sequence, self.offset = self.done = Position(segment.sequence, FIRST)
         self.seen = 0  # frames read of the segment `sequence`
         self.in_flight = 0  # frames read and not committed
         self.dropped: Counter[str] = Counter()  # frames that went before they were read

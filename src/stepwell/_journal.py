@@ -29,7 +29,7 @@ from stepwell._bell import Bell
 from stepwell._cursor import JournalCursor, Ledger
 from stepwell._pool import MAX_TRASH, SPARES, Faults, SegmentPool, remove, taken
 from stepwell._segment import Segment
-from stepwell._session import Place, Session
+from stepwell._session import Position, Session
 
 __all__ = ["Journal", "Report"]
 
@@ -287,7 +287,7 @@ class Journal:
         """Take what `cursor` has read as delivered, and free the segments all cursors have passed."""
         with self._alone():
             cursor.in_flight = 0
-            cursor.done = Place(cursor.sequence, cursor.offset)
+            cursor.done = Position(cursor.sequence, cursor.offset)
             if not self._closed:
                 passed = min(other.done.sequence for other in self._cursors)
                 while self._segments[0].sequence < passed:

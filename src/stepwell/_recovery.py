@@ -23,7 +23,7 @@ from stepwell._segment import read_sequence, scan
 from stepwell._session import (
     DONE,
     CursorFile,
-    Place,
+    Position,
     is_locked,
     read_open,
     remove_session,
@@ -53,10 +53,10 @@ class LeftOpen:
         if self._ids and b'"status":"pending"' not in frame:
             self._ended.add(frame[_ID].decode("ascii", "replace"))
 
-    def frames(self, start: Place) -> Iterator[tuple[Place, bytes]]:
+    def frames(self, start: Position) -> Iterator[tuple[Position, bytes]]:
         """Yield the updates behind a place, each with the place after it."""
         for number, id in enumerate(self._ids, start=1):
-            place = Place(INTERRUPTED, number)
+            place = Position(INTERRUPTED, number)
             if place > start and id not in self._ended:
                 yield place, b'{"kind":"step","id":"%b","status":"interrupted"}' % id.encode()
 
@@ -64,7 +64,7 @@ class LeftOpen:
 class OrphanSource:
     """What one exporter has not yet delivered of a dead process's session; a `stepwell._cursor.Source`."""
 
-    def __init__(self, orphan: Orphan, key: str, file: CursorFile, place: Place) -> None:
+    def __init__(self, orphan: Orphan, key: str, file: CursorFile, place: Position) -> None:
         self.key = key
         self._orphan = orphan
         self._file = file
@@ -117,7 +117,7 @@ class Orphan:
         self._left_to_others = len(places) > len(self.sources)
         self._unfinished = set(self.sources)
 
-    def frames(self, start: Place) -> Iterator[tuple[Place, bytes]]:
+    def frames(self, start: Position) -> Iterator[tuple[Position, bytes]]:
         """Yield frames behind a place, each with the place after it, reading one segment at a time."""
         left_open = LeftOpen(self.session)
         for path, sequence in segments_of(self.session):
@@ -136,7 +136,7 @@ class Orphan:
             for at, after, frame in found.frames:
                 left_open.see(frame)
                 if (sequence, at) >= start:
-                    yield Place(sequence, after), frame
+                    yield Position(sequence, after), frame
         yield from left_open.frames(start)
 
     @property
@@ -185,7 +185,7 @@ def adopt(folder: Path, keys: Collection[str]) -> Iterator[Orphan]:
 def peek(folder: Path, key: str) -> Iterator[bytes]:
     """Yield what exporter `key` has not delivered, of every session, dead or alive; all where it has no cursor."""
     for session in sessions_in(folder):
-        start = Place(0, 0)
+        start = Position(0, 0)
         with contextlib.suppress(OSError):
             start = CursorFile(session / CursorFile.name_for(key)).read()
         left_open = None if is_locked(session) else LeftOpen(session)
@@ -241,15 +241,15 @@ def _remove_segment(path: Path, sequence: int, keys: Collection[str]) -> Counter
     return lost
 
 
-def _places(session: Path) -> dict[str, Place]:
+def _places(session: Path) -> dict[str, Position]:
     """Return the place of each exporter that is not done with the session, by the name of its file."""
-    places: dict[str, Place] = {}
+    places: dict[str, Position] = {}
     for path in session.glob("*.cursor"):
         with contextlib.suppress(FileNotFoundError):
             try:
                 place = CursorFile(path).read()
             except PermissionError:
-                place = Place(0, 0)
+                place = Position(0, 0)
             if place.sequence < DONE:
                 places[path.name] = place
     return places

@@ -29,7 +29,7 @@ from stepwell._files import open_private
 __all__ = [
     "DONE",
     "CursorFile",
-    "Place",
+    "Position",
     "Session",
     "is_locked",
     "note_open",
@@ -91,7 +91,7 @@ class Session:
             os.close(fd)
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Up to where an exporter has delivered: the frames of `sequence` before `offset`, and all of lower sequences."""
 
     sequence: int
@@ -121,13 +121,13 @@ class CursorFile:
             os.close(fd)
         return cls(path)
 
-    def read(self) -> Place:
+    def read(self) -> Position:
         """Return the place. A damaged one is the beginning: better twice than never. Raises `OSError`."""
         try:
             sequence, offset = self.path.read_bytes().split(b"\n", 1)[0].split(b" ")
-            return Place(int(sequence), int(offset))
+            return Position(int(sequence), int(offset))
         except ValueError:
-            return Place(0, 0)
+            return Position(0, 0)
 
     def write(self, sequence: int, offset: int) -> None:
         """Store the place. Raises `OSError`, also where the session is gone."""
