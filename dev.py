@@ -25,7 +25,7 @@ STEPS = [
     ("lint", ["ruff", "check", "."]),
     ("types, mypy", ["mypy"]),
     ("types, pyright", ["pyright"]),
-    ("tests", ["coverage", "run", "-m", "pytest", "-p", "no:stepwell"]),
+    ("tests", ["coverage", "run", "-m", "pytest", "-p", "no:stepwell", "-n", "4", "--dist", "worksteal"]),
     ("coverage, joined", ["coverage", "combine", "-q"]),
     ("coverage", ["coverage", "report"]),
     ("benchmark, overhead", ["python", "-W", "error", "benchmarks/overhead.py", "--smoke"]),

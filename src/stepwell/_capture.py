@@ -52,7 +52,7 @@ from stepwell._redaction import RedactionFailedError, Redactor, Rules, suspiciou
 from stepwell._snapshot import MAX_NODES, OVERLAP, Snapshot, marker, printable, repr_of
 from stepwell.errors import UsageError
 
-__all__ = ["DEFAULT_MAX_FIELD_BYTES", "Capture", "Redactor"]
+__all__ = ["DEFAULT_MAX_FIELD_BYTES", "FAILED_TEXT", "Capture", "Redactor"]
 
 DEFAULT_MAX_FIELD_BYTES: Final = 4 * 1024 * 1024
 MIN_MAX_FIELD_BYTES: Final = 256
@@ -72,6 +72,7 @@ _PLAIN: Final = _SCALARS | {str, float, dict, list, tuple}
 # Unused for plain values; it refuses what another thread may have put there after they were looked at.
 _OPTIONS: Final = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _FAILED: Final = b'{"$stepwell":"failed"}'
+FAILED_TEXT: Final = b'"[failed]"'
 
 
 class Capture:
@@ -450,7 +451,7 @@ def _text_encoder(rules: Rules, limit: int) -> Callable[..., bytes]:
         except RedactionFailedError as failure:
             return orjson.dumps(f"[redaction_failed:{printable(failure.rule)[:30]}]")
         except Exception:  # noqa: BLE001 - nothing may reach user code
-            return b'"[failed]"'
+            return FAILED_TEXT
 
     return text
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from stepwell._capture import Capture
+from stepwell._capture import FAILED_TEXT, Capture
 from stepwell._checks import shown
 from stepwell._values import class_name
 from stepwell._vocabulary import STEP_TYPES
@@ -134,15 +134,21 @@ class Recorder:
         self.text = capture.text
 
         @lru_cache(maxsize=4096)
+        def known(text: str) -> bytes:
+            told = capture.text(text)
+            if told == FAILED_TEXT and text != "[failed]":  # to be tried again where the stack has room
+                raise RecursionError("there is no room to encode a name")
+            return told
+
+        @lru_cache(maxsize=4096)
         def label(type_: str, name: str) -> str:
             if len(name) > MAX_LABEL_CHARACTERS:  # an error is not remembered
                 raise UsageError(f"a name has at most {MAX_LABEL_CHARACTERS} characters, got {len(name)}")
             if type_ not in STEP_TYPES:
                 raise UsageError(f"type must be one of {', '.join(sorted(STEP_TYPES))}, got {shown(type_)}")
-            return f',"type":"{type_}","name":{capture.text(name).decode()},"start_ns":'
+            return f',"type":"{type_}","name":{known(name).decode()},"start_ns":'
 
         self.label = label
-        known = lru_cache(maxsize=4096)(capture.text)
 
         def word(text: Any) -> bytes:
             return known(text) if type(text) is str and len(text) <= MAX_LABEL_CHARACTERS else capture.text(text)

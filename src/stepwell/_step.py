@@ -75,9 +75,9 @@ class Step(StepSpan):
                 place = place.unsampled()
         self._place = place
         self._live = live = place.sampled
+        attach(Context({**previous, SPAN_KEY: self, STEP_KEY: self}))  # may find the stack full; what follows does not
         if live:
             RECORDER.open_steps[self.id] = self
-        attach(Context({**previous, SPAN_KEY: self, STEP_KEY: self}))
 
     @classmethod
     def begin(cls, type_: str, name: str) -> Step:
