@@ -53,6 +53,7 @@ ORDER = [
     "store._schema",
     "store._connections",
     "store._merge",
+    "store._messages",
     "store._rows",
     "store._query",
     "store._export",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from stepwell.model import Score, ScoreRecord, encode_record
 from stepwell.store import StepFilter
 from stepwell.store._connections import Connections
+from stepwell.store._messages import Bodies
 from stepwell.store._query import Keyset, select_steps, select_thread_ids
 from stepwell.store._rows import (
     RECORD_SQL,
@@ -80,8 +81,9 @@ def _steps(connections: Connections, filter: StepFilter) -> Iterator[bytes]:
         with connections.reading() as db:
             rows = db.execute(*select_steps(RECORD_SQL, filter, page, join=_JOIN)).fetchall()[:_BATCH]
             scores = _scores_of(db, [row[2] for row in rows])
-        for row in rows:
-            step = step_of_row(row[2:])
+            bodies = Bodies(db)
+            steps = [step_of_row(row[2:], bodies) for row in rows]
+        for row, step in zip(rows, steps, strict=True):
             step.scores = scores.get(row[2])
             yield encode_record(step)
         if len(rows) < _BATCH:

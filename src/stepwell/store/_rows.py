@@ -10,9 +10,9 @@ and absent columns are left out of the statement (see `_write`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from msgspec import UNSET, Raw, UnsetType, json
+from msgspec import UNSET, DecodeError, Raw, UnsetType, json
 
 from stepwell.errors import UsageError
 from stepwell.model import (
@@ -26,6 +26,7 @@ from stepwell.model import (
     User,
 )
 from stepwell.store import RunRow, StepRow, ThreadRow
+from stepwell.store._messages import Bodies
 
 Packed = Any  # bytearray | str | None: a union here costs the packing code a check a column
 Stored = bytes | str | None
@@ -36,22 +37,32 @@ OPTIONAL_STEP_COLUMNS: Final = (
     *("thread_id", "end_ns", "child_count", "tags", "error_type", "downgraded_from"),
     *("environment", "service", "release", "user"),
     *("model", "provider", "input_tokens", "output_tokens", "total_tokens"),
+    *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "cost", "ttft_ns", "request_id"),
+    *("error_message", "agent_id"),
 )
 PAYLOAD_COLUMNS: Final = (
-    *("input", "output", "generation", "metadata", "error", "attachments", "agent_id", "active_ns", "sdk"),
+    *("input", "output", "generation", "metadata", "error", "attachments", "active_ns", "sdk", "refs"),
 )
-RECORD_COLUMNS: Final = tuple(name for name in StepRecord.__struct_fields__ if name != "scores")
+RECORD_COLUMNS: Final = (*(name for name in StepRecord.__struct_fields__ if name != "scores"), "refs")
 LIST_COLUMNS: Final = StepRow.__struct_fields__
-RECORD_SQL: Final = ", ".join(f"{'p' if name in PAYLOAD_COLUMNS else 's'}.{name}" for name in RECORD_COLUMNS)
+RECORD_SQL: Final = ", ".join(
+    "ifnull(s.agent_id, p.agent_id)"  # where version 1 kept it
+    if name == "agent_id"
+    else f"{'p' if name in PAYLOAD_COLUMNS else 's'}.{name}"
+    for name in RECORD_COLUMNS
+)
 THREAD_COLUMNS: Final = ("id", "name", "user", "user_name", "tags", "metadata", "environment", "created_ns")
 SCORE_COLUMNS: Final = (
     *("step_id", "id", "name", "type", "value", "label", "comment", "tags", "created_ns", "named_step"),
 )
 UNKNOWN_NS: Final = -1
+REFS_BIT: Final = 0x800000000
 
 _HEAD: Final = 18  # characters of a UUID that spell its first 8 bytes
 
 _GENERATION_BITS: Final = 0x7C000
+MAX_ERROR_CHARACTERS: Final = 200  # of the message that lists show
+_MAX_COST: Final = 1e15
 _NO_USAGE: Final = Usage()
 _encode = json.Encoder().encode
 _tags = json.Decoder(list[str])
@@ -112,11 +123,14 @@ class StepPacker:
         self._ids = _Packed(pack_id)
         self._trace_ids = _Packed(pack_trace_id)
 
-    def pack(self, step: StepRecord, generation: Generation | None) -> tuple[int, list[Any], list[Any]]:
+    def pack(
+        self, step: StepRecord, generation: Generation | None, *, has_refs: bool
+    ) -> tuple[int, list[Any], list[Any]]:
         """Return the row's shape, its values for `steps` and its values for `payload`, each after a place for `number`.
 
-        Bit n of the shape says that column n of `OPTIONAL_STEP_COLUMNS + PAYLOAD_COLUMNS` is present. Raises
-        `UsageError` for a time before 1970, and `UnicodeDecodeError` for a payload that is not UTF-8.
+        Bit n of the shape says that column n of `OPTIONAL_STEP_COLUMNS + PAYLOAD_COLUMNS` is present. `has_refs` leaves
+        a place for `refs` at the end. Raises `UsageError` for a time before 1970, and `UnicodeDecodeError` for a
+        payload that is not UTF-8.
         """
         start_ns = step.start_ns
         if start_ns is None:
@@ -127,8 +141,13 @@ class StepPacker:
         shape = self._pack_links(step, row) | _pack_details(step, row) | _pack_origin(step, row)
         if generation is not None:
             shape |= _pack_generation(generation, row)
+        shape |= _pack_late_columns(step, row)
         payload: list[Any] = [0]
-        return shape | _pack_payload(step, payload), row, payload
+        shape |= _pack_payload(step, payload)
+        if has_refs:
+            payload.append("")
+            shape |= REFS_BIT
+        return shape, row, payload
 
     def _pack_links(self, step: StepRecord, row: list[Any]) -> int:
         shape, stray = 0, type(row[1]) is str
@@ -203,38 +222,81 @@ def _pack_generation(generation: Generation, row: list[Any]) -> int:
     if total is None and usage.input_tokens is not None and usage.output_tokens is not None:
         total = usage.input_tokens + usage.output_tokens
     row += (generation.model, generation.provider, usage.input_tokens, usage.output_tokens, total)
-    return _GENERATION_BITS
+    shape = _GENERATION_BITS
+    if (cached := usage.cached_input_tokens) is not None:
+        row.append(cached)
+        shape |= 0x80000
+    if (written := usage.cache_write_tokens) is not None:
+        row.append(written)
+        shape |= 0x100000
+    if (reasoning := usage.reasoning_tokens) is not None:
+        row.append(reasoning)
+        shape |= 0x200000
+    if generation.cost is not UNSET and (cost := total_cost(generation.cost)) is not None:
+        row.append(cost)
+        shape |= 0x400000
+    if (ttft_ns := generation.ttft_ns) is not None:
+        row.append(ttft_ns)
+        shape |= 0x800000
+    if (request_id := generation.request_id) is not None:
+        row.append(request_id)
+        shape |= 0x1000000
+    return shape
+
+
+def total_cost(payload: Raw) -> float | None:
+    """Return the cost that a generation names: a number, `total` of an object, else the sum of its numbers."""
+    try:
+        cost: object = json.decode(payload)
+    except (DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if isinstance(cost, dict):
+        members = cast("dict[str, object]", cost)
+        known = [members["total"]] if "total" in members else list(members.values())
+    else:
+        known = [cost]
+    numbers = [value for value in known if isinstance(value, int | float) and not isinstance(value, bool)]
+    total = sum(number if abs(number) < _MAX_COST else 0 for number in numbers)
+    return float(total) if numbers else None
+
+
+def _pack_late_columns(step: StepRecord, row: list[Any]) -> int:
+    shape = 0
+    if (error := step.error) is not None and error.message is not None:
+        row.append(error.message[:MAX_ERROR_CHARACTERS])
+        shape = 0x2000000
+    if (agent_id := step.agent_id) is not None:
+        row.append(agent_id)
+        shape |= 0x4000000
+    return shape
 
 
 def _pack_payload(step: StepRecord, row: list[Any]) -> int:
     shape = 0
     if (value := step.input) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape = 0x80000
+        shape = 0x8000000
     if (value := step.output) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x100000
+        shape |= 0x10000000
     if (value := step.generation) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x200000
+        shape |= 0x20000000
     if (value := step.metadata) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x400000
+        shape |= 0x40000000
     if (error := step.error) is not None:
         row.append(_encode(error).decode())
-        shape |= 0x800000
+        shape |= 0x80000000
     if (attachments := step.attachments) is not None:
         row.append(_encode(attachments).decode())
-        shape |= 0x1000000
-    if (agent_id := step.agent_id) is not None:
-        row.append(agent_id)
-        shape |= 0x2000000
+        shape |= 0x100000000
     if (active_ns := step.active_ns) is not None:
         row.append(active_ns)
-        shape |= 0x4000000
+        shape |= 0x200000000
     if (sdk := step.sdk) is not None:
         row.append(sdk)
-        shape |= 0x8000000
+        shape |= 0x400000000
     return shape
 
 
@@ -246,15 +308,18 @@ def fits(*numbers: int | None) -> bool:
 def check_numbers(step: StepRecord, generation: Generation | None) -> None:
     """Raise `UsageError` for a number that no column holds; called when one of a batch did not fit."""
     usage = (generation and generation.usage) or _NO_USAGE
-    numbers = (step.start_ns, step.end_ns, step.child_count, step.active_ns)
+    ttft_ns = None if generation is None else generation.ttft_ns
+    numbers = (step.start_ns, step.end_ns, step.child_count, step.active_ns, ttft_ns)
     total = (usage.input_tokens or 0) + (usage.output_tokens or 0)
-    if not fits(*numbers, usage.input_tokens, usage.output_tokens, usage.total_tokens, total):
+    if not fits(*numbers, total, *(getattr(usage, name) for name in usage.__struct_fields__)):
         raise UsageError("not a record: a number has more than 64 bits")
 
 
-def step_of_row(row: Sequence[Any]) -> StepRecord:
-    """Return the record of a row of `RECORD_COLUMNS`, without its scores."""
+def step_of_row(row: Sequence[Any], bodies: Bodies) -> StepRecord:
+    """Return the record of a row of `RECORD_COLUMNS`, its messages put back, without its scores."""
     fields: dict[str, Any] = dict(zip(RECORD_COLUMNS, row, strict=True))
+    if (refs := fields.pop("refs")) is not None:
+        bodies.put_back(fields, refs)
     for name in ("id", "parent_id", "root_run_id"):
         fields[name] = unpack_id(fields[name])
     fields["trace_id"] = unpack_trace_id(fields["trace_id"])

@@ -17,16 +17,31 @@ versions only add to it. `PRAGMA user_version` is the schema's version, `applica
 | `model` `provider` `input_tokens` `output_tokens` `total_tokens` | of the generation; the total may be their sum |
 | `tags` | JSON array of text |
 | `child_count` | how many children the step started |
+| `cached_input_tokens` `cache_write_tokens` `reasoning_tokens` `ttft_ns` `request_id` | of the generation |
+| `cost` | of the generation: the number, its `total`, or the sum of its parts |
+| `error_message` | the first 200 characters of the error's message |
+| `agent_id` | text; of steps that version 1 wrote it is in `payload` |
+| `feedback` | `positive` or `negative`: the label of the latest score named `feedback` |
 | `stray` | 1 where `trace_id`, `parent_id` or `root_run_id` does not begin with the first 8 bytes of `id` (see below) |
 | `changed` | the position of the row's last update, NULL for a row never updated: its position is its `number` |
 
 `payload`: `number` as in `steps`, and JSON text: `input` `output` `generation` `metadata` `error` `attachments`; also
-`agent_id` `active_ns` `sdk`. A step without any of these has no row.
+`active_ns` `sdk`. A step without any of these has no row.
+
+`messages`: `number`, `hash` (BLAKE2b of the body, 16 bytes) and `body`: a message or tool, JSON text, each kept once.
+Arrays of them in `input`, `output` and `generation` are left empty, as `[]`, and `payload.refs` says what belongs
+there: a JSON array of `[letter, place, first, last]`. The letter is the column's first; the messages numbered first to
+last are inserted after `place` characters of the column as it stands, after those of earlier entries with the same
+place, joined by a comma (where the letter is a capital, by a comma and a space). The view `step_messages` (`step` as
+`steps.number`, `letter`, `place`, `run`, `message`, `body`) lists them, so the messages of a call are read by
+
+    SELECT body FROM step_messages WHERE step = ? AND letter IN ('g', 'G') ORDER BY place, run, message
 
 `step_tags`: `tag`, `start_ns`, `step` (the step's `number`), a row for each tag of each step.
 
 `scores`: `number`, `step_id` (as `steps.id`), `id`, `name`, `type`, `value`, `label`, `comment`, `tags`, `created_ns`;
-`named_step` is 1 where the score itself said which step it is of. A score may come before its step.
+`named_step` is 1 where the score itself said which step it is of. A score may come before its step; `waiting` is 1
+for one named `feedback` that did.
 
 `threads`: `number`, `id`, `name`, `user` (JSON), `user_name` (its identifier, else its id), `tags`, `metadata` (JSON),
 `environment`, `created_ns`, and `active_ns`: the start of the latest step, else the creation, else -1.
@@ -41,9 +56,11 @@ marked `stray` and have indexes of their own.
 | newest steps; newest runs | `steps_start`; `steps_top` |
 | steps of a thread, of a model | `steps_thread`, `steps_model` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
+| steps with feedback, of an agent | `steps_feedback`, `steps_agent_id` |
 | steps with a tag | `step_tags` |
 | what changed | `number`, `steps_changed` |
 | newest threads | `threads_active` |
+| feedback that waits for its step | `scores_waiting` |
 """
 
 from __future__ import annotations
@@ -107,8 +124,42 @@ _VERSION_1: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
 )
 
+# Old rows stay as they are: their payloads hold their messages, and their new columns are NULL, but for the feedback.
+_VERSION_2: Final = (
+    "CREATE TABLE messages (number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, body TEXT NOT NULL)",
+    "ALTER TABLE payload ADD COLUMN refs TEXT",
+    """
+    CREATE VIEW step_messages AS
+    SELECT p.number AS step, json_extract(r.value, '$[0]') AS letter, json_extract(r.value, '$[1]') AS place,
+        r.key AS run, m.number AS message, m.body AS body
+    FROM payload p, json_each(p.refs) r, messages m
+    WHERE m.number BETWEEN json_extract(r.value, '$[2]') AND json_extract(r.value, '$[3]')
+    """,
+    "ALTER TABLE steps ADD COLUMN cached_input_tokens INTEGER",
+    "ALTER TABLE steps ADD COLUMN cache_write_tokens INTEGER",
+    "ALTER TABLE steps ADD COLUMN reasoning_tokens INTEGER",
+    "ALTER TABLE steps ADD COLUMN cost REAL",
+    "ALTER TABLE steps ADD COLUMN ttft_ns INTEGER",
+    "ALTER TABLE steps ADD COLUMN request_id TEXT",
+    "ALTER TABLE steps ADD COLUMN error_message TEXT",
+    "ALTER TABLE steps ADD COLUMN agent_id TEXT",
+    "ALTER TABLE steps ADD COLUMN feedback TEXT",
+    "ALTER TABLE scores ADD COLUMN waiting INTEGER",
+    "UPDATE scores SET waiting = 1 WHERE name = 'feedback' AND step_id NOT IN (SELECT id FROM steps)",
+    """
+    UPDATE steps SET feedback = (
+        SELECT c.label FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
+            AND c.label IN ('positive', 'negative') ORDER BY c.number DESC LIMIT 1
+    )
+    WHERE id IN (SELECT step_id FROM scores WHERE name = 'feedback')
+    """,
+    "CREATE INDEX scores_waiting ON scores (step_id) WHERE waiting",
+    "CREATE INDEX steps_feedback ON steps (feedback, start_ns) WHERE feedback IS NOT NULL",
+    "CREATE INDEX steps_agent_id ON steps (agent_id, start_ns) WHERE agent_id IS NOT NULL",
+)
+
 # One entry a version, in order; what was released is never edited, a change is a new entry.
-_MIGRATIONS: Final = (_VERSION_1,)
+_MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 

@@ -37,10 +37,11 @@ from stepwell.store._merge import (
     merge_thread,
     parse_generation,
 )
+from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, number_messages, write_refs
 from stepwell.store._rows import (
     OPTIONAL_STEP_COLUMNS,
     PAYLOAD_COLUMNS,
-    RECORD_COLUMNS,
+    RECORD_SQL,
     REQUIRED_STEP_COLUMNS,
     SCORE_COLUMNS,
     THREAD_COLUMNS,
@@ -58,9 +59,7 @@ from stepwell.store._rows import (
 
 __all__ = ["LAST_POSITION", "Intake"]
 
-_SELECT_STEP: Final = (
-    f"SELECT number, {', '.join(RECORD_COLUMNS)} FROM steps LEFT JOIN payload USING (number) WHERE id = ?"
-)
+_SELECT_STEP: Final = f"SELECT s.number, {RECORD_SQL} FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ?"
 _SELECT_THREAD: Final = f"SELECT {', '.join(THREAD_COLUMNS)} FROM threads WHERE id = ?"
 _SELECT_SCORES: Final = f"SELECT number, {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ?"
 LAST_POSITION: Final = (
@@ -78,6 +77,18 @@ _REPLACE_THREAD: Final = f"""
     ON CONFLICT (id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in THREAD_COLUMNS[1:])},
         active_ns = max(active_ns, excluded.active_ns)
 """
+_FEEDBACK: Final = """
+    UPDATE steps SET feedback = (
+        SELECT c.label FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
+            AND c.label IN ('positive', 'negative') ORDER BY c.number DESC LIMIT 1
+    )
+"""
+_SET_FEEDBACK: Final = f"{_FEEDBACK} WHERE id = ?"
+_WAIT_FOR_STEP: Final = "UPDATE scores SET waiting = 1 WHERE step_id = ?"
+_SET_AWAITED_FEEDBACK: Final = (
+    f"{_FEEDBACK} WHERE id IN (SELECT step_id FROM scores WHERE waiting) AND number >= ?",
+    "UPDATE scores SET waiting = NULL WHERE waiting AND step_id IN (SELECT id FROM steps)",
+)
 # A step makes its thread known, and says since when and until when it was in use.
 _TOUCH_THREAD: Final = """
     INSERT INTO threads (id, created_ns, active_ns) VALUES (?1, nullif(?2, -1), ?3)
@@ -118,6 +129,8 @@ class Intake:
         self.tags: list[tuple[list[str], list[Any]]] = []  # with the row
         self.threads: list[tuple[int, ThreadRecord]] = []
         self.scores: list[tuple[int, str, list[Score]]] = []
+        self.cuts: list[tuple[list[Any], list[Cut]]] = []  # with the row of `payload`
+        self.cutter = Cutter()
         self._check_numbers = check_numbers
         self._packer = StepPacker()
         self._seen: set[str] = set()
@@ -148,7 +161,11 @@ class Intake:
             return
         if step.type == "llm":
             apply_llm_rule(step, generation)
-        shape, row, payload = self._packer.pack(step, generation)
+        frame = self.frames[index]
+        cuts = self.cutter.cut(step, generation) if len(frame) >= MIN_BYTES and b'"messages"' in frame else []
+        shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
+        if cuts:
+            self.cuts.append((payload, cuts))
         group = self.groups.get(shape)
         if group is None:
             group = self.groups[shape] = ([], [])
@@ -182,9 +199,9 @@ class Intake:
             _check_created(record)
             self.scores.append((index, record.step_id, [record]))
 
-    def write(self, db: sqlite3.Connection) -> AddResult:
-        """Write the batch and say what became of it."""
-        writer = _Writer(db, self)
+    def write(self, db: sqlite3.Connection, known: Numbers) -> tuple[AddResult, dict[bytes, int]]:
+        """Write the batch; say what became of it, and what numbers its messages have once it is committed."""
+        writer = _Writer(db, self, known)
         writer.insert()
         for index, thread in self.threads:
             writer.merge_thread(index, thread)
@@ -195,7 +212,7 @@ class Intake:
                 writer.merge_scores(index, step_id, scores)
         accepted = len(writer.accepted) + writer.inserted
         refused.sort(key=lambda rejection: rejection.index)
-        return AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused))
+        return AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused)), writer.numbers
 
 
 def _check_created(record: ThreadRecord | Score) -> None:
@@ -206,8 +223,10 @@ def _check_created(record: ThreadRecord | Score) -> None:
 class _Writer:
     """What one transaction does. `inserted` counts new steps, `accepted` holds the places of other news."""
 
-    def __init__(self, db: sqlite3.Connection, intake: Intake) -> None:
+    def __init__(self, db: sqlite3.Connection, intake: Intake, known: Numbers) -> None:
         self._db = db
+        self._known_numbers = known
+        self.numbers: dict[bytes, int] = {}
         self._intake = intake
         self._packer = StepPacker()
         (self._position,) = db.execute(LAST_POSITION).fetchone()
@@ -225,6 +244,9 @@ class _Writer:
         for number, (row, payload) in enumerate(zip(intake.rows, intake.payloads, strict=True), start=first):
             row[0] = payload[0] = number
         self._position += len(intake.rows)
+        self.numbers = number_messages(self._db, intake.cutter.bodies, self._known_numbers)
+        for payload, cuts in intake.cuts:
+            payload[-1] = write_refs(cuts, self.numbers)
         for shape, (rows, _) in intake.groups.items():
             self.inserted += self._db.executemany(_insert_step(shape), rows).rowcount
         if self.inserted < len(intake.rows):
@@ -233,18 +255,25 @@ class _Writer:
             if shape >= _FIRST_PAYLOAD_BIT:
                 new = [row for row in payloads if row[0] not in self._known] if self._known else payloads
                 self._db.executemany(_insert_payload(shape), new)
+        self._learn_threads_and_feedback(first)
         if intake.scores:
             places = zip(intake.places, intake.rows, strict=True)
             self._fresh = {index for index, row in places if row[0] not in self._known}
+        tags = ((tag, row[4], row[0]) for tags, row in intake.tags if row[0] not in self._known for tag in tags)
+        self._db.executemany(_INSERT_TAG, tags)
+        for index in sorted(self._again):
+            self._merge_step(index, cast("StepRecord", decode_record(intake.frames[index])))
+
+    def _learn_threads_and_feedback(self, first: int) -> None:
+        intake = self._intake
         starts: dict[str, list[int]] = defaultdict(list)
         for thread_id, row in zip(intake.thread_ids, intake.rows, strict=True):
             if thread_id is not None and row[0] not in self._known:
                 starts[thread_id].append(row[4])
         self._touch_threads(starts)
-        tags = ((tag, row[4], row[0]) for tags, row in intake.tags if row[0] not in self._known for tag in tags)
-        self._db.executemany(_INSERT_TAG, tags)
-        for index in sorted(self._again):
-            self._merge_step(index, cast("StepRecord", decode_record(intake.frames[index])))
+        if self._db.execute("SELECT 1 FROM scores WHERE waiting LIMIT 1").fetchone():
+            self._db.execute(_SET_AWAITED_FEEDBACK[0], (first,))
+            self._db.execute(_SET_AWAITED_FEEDBACK[1])
 
     def _find_known(self, first: int) -> None:
         inserted = {number for (number,) in self._db.execute("SELECT number FROM steps WHERE number >= ?", (first,))}
@@ -260,13 +289,13 @@ class _Writer:
 
     def _merge_step(self, index: int, step: StepRecord) -> None:
         number, *values = self._db.execute(_SELECT_STEP, (pack_id(step.id),)).fetchone()
-        old = step_of_row(values)
+        old = step_of_row(values, Bodies(self._db))
         try:
             merged = merge_step(old, step)
             merged.scores = None
             if merged == old:
                 return
-            shape, row, payload = self._packer.pack(merged, parse_generation(merged))
+            shape, row, payload = self._pack(merged)
         except (UsageError, UnicodeDecodeError) as error:
             self.refused.append(Rejection(index, step.id, str(error)))
             return
@@ -282,6 +311,15 @@ class _Writer:
         if merged.thread_id is not None:
             self._touch_threads({merged.thread_id: [row[4]]})
         self.accepted.add(index)
+
+    def _pack(self, step: StepRecord) -> tuple[int, list[Any], list[Any]]:
+        generation, cutter = parse_generation(step), Cutter()
+        cuts = cutter.cut(step, generation)
+        shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
+        if cuts:
+            self.numbers |= number_messages(self._db, cutter.bodies, self._known_numbers)
+            payload[-1] = write_refs(cuts, self.numbers)
+        return shape, row, payload
 
     def _touch_threads(self, starts: Mapping[str, list[int]]) -> None:
         spans: list[tuple[str, int, int]] = []
@@ -320,7 +358,10 @@ class _Writer:
         if not changed:
             return
         self._position += 1
-        self._db.execute("UPDATE steps SET changed = ? WHERE id = ?", (self._position, pack_id(step_id)))
+        packed = pack_id(step_id)
+        known_step = self._db.execute("UPDATE steps SET changed = ? WHERE id = ?", (self._position, packed)).rowcount
+        if any(score.name == "feedback" for _, score in known.values()):
+            self._db.execute(_SET_FEEDBACK if known_step else _WAIT_FOR_STEP, (packed,))
         if index not in self._fresh:
             self.accepted.add(index)
 
@@ -341,11 +382,15 @@ def _insert_step(shape: int) -> str:
 def _says_nothing_new(shape: int) -> str:
     """Return a query that finds the step when it has all that the row has: no need to read, decode and merge it."""
     steps, payload = _present(shape)
-    same = " AND ".join([f"s.{name} IS ?" for name in steps] + [f"p.{name} IS ?" for name in payload])
+    same = " AND ".join(
+        [f"s.{name} IS ?" for name in steps]
+        + [f"p.{name} IS ?" for name in payload]
+        + ["p.refs IS NULL"] * ("refs" not in payload)  # or an empty array would look like one that was emptied
+    )
     return (
         "SELECT 1 FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ? AND s.type IS ifnull(?, s.type) "
         "AND s.name IS ifnull(?, s.name) AND s.start_ns = ifnull(nullif(?, -1), s.start_ns) "
-        f"AND s.status IS ifnull(?, s.status) AND {same or 1}"
+        f"AND s.status IS ifnull(?, s.status) AND {same}"
     )
 
 

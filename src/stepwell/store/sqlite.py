@@ -32,6 +32,7 @@ from stepwell.store import (
 )
 from stepwell.store._connections import Connections
 from stepwell.store._export import export, find_by_prefix
+from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_steps, select_threads
 from stepwell.store._rows import (
     LIST_COLUMNS,
@@ -75,6 +76,11 @@ _CHANGES: Final = (  # of rows never updated, and of rows updated since
     f"SELECT s.number, {_LISTED} FROM steps s WHERE s.number > ? AND s.changed IS NULL ORDER BY s.number LIMIT ?",
     f"SELECT s.changed, {_LISTED} FROM steps s WHERE s.changed > ? ORDER BY s.changed LIMIT ?",
 )
+_BROKEN: Final = (
+    "SELECT count(DISTINCT p.number) FROM payload p, json_each(p.refs) r "
+    "WHERE json_extract(r.value, '$[3]') - json_extract(r.value, '$[2]') + 1 <> (SELECT count(*) FROM messages m "
+    "WHERE m.number BETWEEN json_extract(r.value, '$[2]') AND json_extract(r.value, '$[3]'))"
+)
 
 
 class SqliteStore:
@@ -86,6 +92,7 @@ class SqliteStore:
     def __init__(self, path: Path | None, *, read_only: bool = False, busy_deadline_s: float = 30.0) -> None:
         self.path = None if path is None else path.absolute()
         self._connections = Connections(self.path, read_only=read_only, busy_deadline_s=busy_deadline_s)
+        self._numbers = Numbers()
 
     @classmethod
     def from_url(cls, url: str, *, read_only: bool = False) -> SqliteStore:
@@ -115,7 +122,9 @@ class SqliteStore:
 
     def _add(self, intake: Intake) -> AddResult:
         with self._connections.writing() as db:
-            return intake.write(db)
+            result, numbers = intake.write(db, self._numbers)
+        self._numbers.remember(numbers)
+        return result
 
     def step(self, id: str) -> StepRecord:
         """Return the whole step; raises `NotFoundError`."""
@@ -124,7 +133,7 @@ class SqliteStore:
             row = db.execute(_SELECT_RECORD, (packed,)).fetchone()
             if row is None:
                 raise NotFoundError(f"there is no step {id!r}")
-            step = step_of_row(row)
+            step = step_of_row(row, Bodies(db))
             scores = [score_of_row(row) for row in db.execute(_SELECT_SCORES, (packed,))]
             step.scores = scores or None
             return step
@@ -252,10 +261,13 @@ class SqliteStore:
                 (lost,) = db.execute(
                     "SELECT count(*) FROM payload WHERE number NOT IN (SELECT number FROM steps)"
                 ).fetchone()
+                (broken,) = db.execute(_BROKEN).fetchone()
         except CorruptStoreError as error:
             return [str(error)]
         if lost:
             problems.append(f"{lost} payloads belong to no step")
+        if broken:
+            problems.append(f"{broken} payloads refer to messages that are not there")
         return problems
 
 
