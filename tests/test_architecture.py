@@ -96,6 +96,7 @@ ORDER = [
     "testing._fakes",
     "testing._captured",
     "testing._store_reading_contract",
+    "testing._store_filter_contract",
     "testing._store_contract",
     "testing._exporter_contract",
     "testing",
@@ -103,6 +104,7 @@ ORDER = [
 ]
 SUITES = {
     "testing._store_reading_contract",
+    "testing._store_filter_contract",
     "testing._store_contract",
     "testing._exporter_contract",
 }  # tests, shipped to users

@@ -15,7 +15,7 @@ What must stay true, of every store:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Final, Generic, Literal, Protocol, TypeVar, cast
@@ -28,11 +28,14 @@ from stepwell.model import Status, StepRecord, StepType, ThreadRecord
 __all__ = [
     "MAX_PAGE",
     "AddResult",
+    "Feedback",
     "Found",
     "Order",
     "Page",
     "Rejection",
     "RunRow",
+    "Scalar",
+    "ScoreFilter",
     "StepFilter",
     "StepRow",
     "Store",
@@ -44,6 +47,8 @@ __all__ = [
 
 T = TypeVar("T")
 Order = Literal["desc", "asc"]
+Feedback = Literal["positive", "negative"]
+Scalar = str | int | float | bool | None
 
 MAX_PAGE: Final = 1000
 
@@ -75,7 +80,11 @@ class Page(Generic[T]):
 
 
 class StepRow(Struct, frozen=True, omit_defaults=True):
-    """A step as lists show it: everything but its payloads. Absent fields are None, as in the record."""
+    """A step as lists show it: everything but its payloads. Absent fields are None, as in the record.
+
+    `error_message` is the first 200 characters. `cost` is the number that the generation names, its `total`, or the sum
+    of its parts, in whatever currency it is in. `feedback` is the label of the latest score named `feedback`.
+    """
 
     id: str
     trace_id: str | None = None
@@ -100,6 +109,15 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     environment: str | None = None
     service: str | None = None
     release: str | None = None
+    error_message: str | None = None
+    agent_id: str | None = None
+    cost: float | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    ttft_ns: int | None = None
+    request_id: str | None = None
+    feedback: Feedback | None = None
 
 
 class RunRow(StepRow, frozen=True, omit_defaults=False):
@@ -126,28 +144,62 @@ class ThreadRow(Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreFilter:
+    """A score of this name, with a value from `min` to `max` (both inclusive), and with this label, where given."""
+
+    name: str
+    min: float | None = None
+    max: float | None = None
+    label: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFilter:
     """Which steps; every condition given must hold. `tag` may be several, and a step must have all of them.
 
-    `since_ns` is inclusive, `until_ns` exclusive, both about the step's start. `root_only` keeps what `Store.runs`
-    lists: top-level runs and steps without a parent.
+    `since_ns` is inclusive, `until_ns` exclusive, both about the step's start; other bounds are inclusive, and a step
+    of which the number is not known is outside of them. `root_only` keeps what `Store.runs` lists: top-level runs and
+    steps without a parent.
+
+    `tag_any`: a step must have one of them. `ids` and `trace_ids`: at most 1000, and none at all keep no step.
+    Tokens are the total's. A step has an error when it failed, or its record has an error's type or message.
+    `metadata` maps dotted paths to values: `{"request.attempt": 1}`; strings, numbers, booleans and None (JSON `null`)
+    are told apart.
     """
 
     type: StepType | Sequence[StepType] | None = None
     name: str | None = None
     tag: str | Sequence[str] = ()
+    tag_any: Sequence[str] = ()
     status: Status | None = None
     model: str | None = None
+    provider: str | None = None
+    agent_id: str | None = None
     thread_id: str | None = None
     trace_id: str | None = None
+    trace_ids: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
     root_run_id: str | None = None
     parent_id: str | None = None
     user: str | None = None
     environment: str | None = None
     service: str | None = None
+    release: str | None = None
+    error_type: str | None = None
+    has_error: bool | None = None
+    feedback: Feedback | None = None
+    has_feedback: bool | None = None
+    score: ScoreFilter | None = None
+    metadata: Mapping[str, Scalar] | None = None
     since_ns: int | None = None
     until_ns: int | None = None
+    min_duration_ns: int | None = None
+    max_duration_ns: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    min_cost: float | None = None
+    max_cost: float | None = None
     root_only: bool = False
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stepwell.errors import UsageError
-from stepwell.store import MAX_PAGE, Order, StepFilter, ThreadFilter
+from stepwell.store import MAX_PAGE, Order, Scalar, StepFilter, ThreadFilter
 from stepwell.store._rows import pack_id, pack_trace_id
 
 __all__ = ["Keyset", "id_range", "select_steps", "select_thread_ids", "select_threads"]
@@ -25,6 +25,21 @@ MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
 _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
 # What `Store.runs` lists; the words are those of the index `steps_top`, or SQLite would not use it.
 _TOP: Final = "(s.parent_id IS NULL OR s.root_run_id = s.id)"
+_EQUAL: Final = (
+    *("name", "model", "provider", "agent_id", "thread_id", "user", "environment", "service", "release"),
+    *("error_type", "feedback"),
+)
+_DURATION: Final = "s.end_ns - nullif(s.start_ns, -1)"
+_BOUNDS: Final = {
+    "min_duration_ns": f"{_DURATION} >= ?",
+    "max_duration_ns": f"{_DURATION} <= ?",
+    "min_tokens": "s.total_tokens >= ?",
+    "max_tokens": "s.total_tokens <= ?",
+    "min_cost": "s.cost >= ?",
+    "max_cost": "s.cost <= ?",
+}
+_HAS_ERROR: Final = "(s.status IS 'failed' OR s.error_type IS NOT NULL OR s.error_message IS NOT NULL)"
+_OF_STEP: Final = "SELECT 1 FROM step_tags WHERE tag {tag} AND start_ns = s.start_ns AND step = s.number"
 
 
 @dataclass(slots=True)
@@ -113,7 +128,7 @@ def select_thread_ids(filter: StepFilter) -> tuple[str, list[Any]]:
 
 def _add_tags(where: Where, tags: Sequence[str]) -> None:
     for tag in tags:
-        where.add("EXISTS (SELECT 1 FROM step_tags WHERE tag = ? AND start_ns = s.start_ns AND step = s.number)", tag)
+        where.add(f"EXISTS ({_OF_STEP.format(tag='= ?')})", tag)
 
 
 def _add_times(where: Where, filter: StepFilter | ThreadFilter, column: str) -> None:
@@ -126,9 +141,12 @@ def _add_times(where: Where, filter: StepFilter | ThreadFilter, column: str) -> 
 def _where_steps(filter: StepFilter) -> Where:
     """Return the conditions on `steps s`, but for tags and times, whose columns depend on the statement."""
     where = Where()
-    for column in ("name", "model", "thread_id", "user", "environment", "service"):
+    for column in _EQUAL:
         if (value := getattr(filter, column)) is not None:
             where.add(f"s.{column} = ?", value)
+    for bound, term in _BOUNDS.items():
+        if (value := getattr(filter, bound)) is not None:
+            where.add(term, _number(value))
     if types := _several(filter.type):
         where.add(f"s.type IN ({', '.join('?' * len(types))})", *types)
     if filter.status is not None:
@@ -137,13 +155,96 @@ def _where_steps(filter: StepFilter) -> Where:
             where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
     if filter.root_only:
         where.add(_TOP)
+    _add_flags(where, filter)
+    _add_ids(where, filter)
+    _add_judgements(where, filter)
+    if filter.metadata:
+        _add_metadata(where, filter.metadata)
+    return where
+
+
+def _add_flags(where: Where, filter: StepFilter) -> None:
+    if filter.has_error is not None:
+        where.add(_HAS_ERROR if filter.has_error else f"NOT {_HAS_ERROR}")
+    if filter.has_feedback is not None:
+        where.add("s.feedback IS NOT NULL" if filter.has_feedback else "s.feedback IS NULL")
+    if tags := _several(filter.tag_any):
+        places = ", ".join("?" * len(tags))
+        where.add(f"EXISTS ({_OF_STEP.format(tag=f'IN ({places})')})", *tags)
+
+
+def _add_ids(where: Where, filter: StepFilter) -> None:
+    if filter.ids is not None:
+        ids = _some("ids", filter.ids)
+        where.add(f"s.id IN ({', '.join('?' * len(ids))})", *map(pack_id, ids))
+    if filter.trace_ids is not None:
+        _add_traces(where, _some("trace_ids", filter.trace_ids))
     if filter.trace_id is not None:
         _link(where, "trace_id", pack_trace_id(filter.trace_id))
     if filter.root_run_id is not None:
         _link(where, "root_run_id", pack_id(filter.root_run_id))
     if filter.parent_id is not None:
         _link(where, "parent_id", pack_id(filter.parent_id))
-    return where
+
+
+def _some(name: str, ids: Sequence[str]) -> tuple[str, ...]:
+    several = _several(ids)
+    if len(several) > MAX_PAGE:
+        raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(several)}")
+    return several
+
+
+def _add_traces(where: Where, ids: Sequence[str]) -> None:
+    """Keep the steps of any of the traces: the rows of `_link` for each, looked up in the statement's own table."""
+    near = [packed for id in ids if not isinstance(packed := pack_trace_id(id), str)]
+    every = [pack_trace_id(id) for id in ids]
+    values: list[Any] = [value for packed in near for value in (*id_range(packed), packed)]
+    rows = ", ".join(["(?, ?, ?)"] * len(near)) or "(NULL, NULL, NULL)"
+    where.add(
+        f"s.number IN (SELECT x.number FROM (VALUES {rows}) v CROSS JOIN steps x "
+        "ON x.id BETWEEN v.column1 AND v.column2 AND x.trace_id = v.column3 "
+        f"UNION ALL SELECT number FROM steps WHERE stray AND trace_id IN ({', '.join('?' * len(every))}))",
+        *values,
+        *every,
+    )
+
+
+def _add_judgements(where: Where, filter: StepFilter) -> None:
+    if (score := filter.score) is None:
+        return
+    terms = Where(["step_id = s.id", "name = ?"], [score.name])
+    for term, value in (("value >= ?", score.min), ("value <= ?", score.max), ("label = ?", score.label)):
+        if value is not None:
+            terms.add(term, value)
+    where.add(f"EXISTS (SELECT 1 FROM scores WHERE {terms.sql()})", *terms.values)
+
+
+def _add_metadata(where: Where, wanted: Mapping[str, Scalar]) -> None:
+    terms = Where(["number = s.number"])
+    for dotted, value in wanted.items():
+        path = _json_path(dotted)
+        if isinstance(value, bool):
+            terms.add(f"json_type(metadata, ?) = '{str(value).lower()}'", path)
+        elif value is None:
+            terms.add("json_type(metadata, ?) = 'null'", path)
+        else:
+            types = "'text'" if isinstance(value, str) else "'integer', 'real'"
+            terms.add(f"json_type(metadata, ?) IN ({types})", path)
+            terms.add("json_extract(metadata, ?) = ?", path, value if isinstance(value, str) else _number(value))
+    where.add(f"EXISTS (SELECT 1 FROM payload WHERE {terms.sql()})", *terms.values)
+
+
+def _json_path(dotted: str) -> str:
+    """Return the path that SQLite reads; it has no way to write a quotation mark, or a backslash, in a key."""
+    keys = dotted.split(".")
+    if '"' in dotted or "\\" in dotted or not all(keys):
+        raise UsageError(f"metadata path {dotted!r}: expected keys joined by dots, without quotation marks")
+    return "$" + "".join(f'."{key}"' for key in keys)
+
+
+def _number(value: float) -> float:
+    """Return the number, or the nearest that SQLite takes."""
+    return value if isinstance(value, float) else max(min(value, MAX_INTEGER), -MAX_INTEGER)
 
 
 def _link(where: Where, column: str, packed: bytearray | str) -> None:

@@ -11,11 +11,11 @@ from msgspec import Raw, json
 
 from stepwell.model import Score, StepRecord, ThreadRecord, decode_record
 from stepwell.store import AddResult, Found, StepFilter, Store, ThreadFilter
+from stepwell.testing._store_filter_contract import StoreFilterContract
 from stepwell.testing._store_reading_contract import (
     FULL_STEP,
     GRANDCHILD,
     ROOT,
-    StoreReadingContract,
     family,
     finished,
     line,
@@ -25,7 +25,7 @@ from stepwell.testing._store_reading_contract import (
 __all__ = ["StoreContract"]
 
 
-class StoreContract(StoreReadingContract):
+class StoreContract(StoreFilterContract):
     """The conformance suite of the store protocol."""
 
     # adding

@@ -195,6 +195,8 @@ class StoreReadingContract:
             "environment": "prod",
             "service": "bot",
             "release": "1.2",
+            "error_message": "bad",
+            "agent_id": "agent",
         }
 
     def test_tokens_are_summed_where_the_total_was_not_given(self, store: Store) -> None:
