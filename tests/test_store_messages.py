@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,103 @@ def test_of_too_many_numbers_the_older_are_forgotten() -> None:
     )
 
 
+# packs
+
+
+def packed_calls() -> list[bytes]:
+    """Encode a conversation whose history makes it worth packing; its texts are the same in every place."""
+    histories = [[message(number) for number in range(n + 2)] for n in range(30)]
+    return [
+        call(
+            f"c-{n}",
+            history,
+            output=message(n),
+            metadata={"n": n},
+            error={"message": "m"},
+            attachments=[{"id": "1"}],
+            active_ns=n,
+            sdk="s",
+        )
+        for n, history in enumerate(histories)
+    ]
+
+
+def test_a_batch_that_is_mostly_known_messages_is_packed_but_for_its_metadata(path: Path) -> None:
+    store = open_store(str(path))
+    calls = packed_calls()
+    store.add([*calls, b'{"kind":"step","id":"bare"}', b'{"kind":"step","id":"only","metadata":1}'])
+    assert rows(path, "SELECT count(*), count(DISTINCT hash), count(body) FROM messages") == [(31, 31, 0)]
+    query = "SELECT count(*), count(pack), count(metadata), count(output), count(refs), count(sdk) FROM payload"
+    assert rows(path, query) == [(31, 30, 31, 0, 0, 0)]
+    exported = [decode_record(record) for record in store.records() if b'"c-' in record]
+    assert exported == [decode_record(record) for record in calls]
+    assert store.step("c-7") == decode_record(calls[7])
+    assert [row.id for row in store.steps(StepFilter(metadata={"n": 7})).items] == ["c-7"]
+    assert store.check() == []
+    store.close()
+
+
+def test_packs_are_json_that_anyone_can_unpack(path: Path) -> None:
+    store = open_store(str(path))
+    store.add(packed_calls())
+    ((body,),) = rows(path, "SELECT body FROM packs WHERE number = 1")
+    items = json.decode(zlib.decompress(body))
+    assert items[0] == {"message": 1, "body": message(0)}
+    assert items[2] == {
+        "step": 1,
+        "output": message(0),
+        "generation": {"model": "m", "messages": []},
+        "error": {"message": "m"},
+        "attachments": [{"id": "1"}],
+        "refs": [["g", 25, 1, 2]],
+        "active_ns": 0,
+        "sdk": "s",
+    }
+    store.close()
+
+
+def test_what_is_packed_is_known_again_and_can_be_updated(path: Path) -> None:
+    calls = packed_calls()
+    store = open_store(str(path))
+    assert store.add(calls) == AddResult(30, 0)
+    assert store.add(calls) == AddResult(0, 30)
+    assert store.add([call("c-3", []), b'{"kind":"step","id":"c-4","sdk":"t"}', *calls[5:]]) == AddResult(2, 25)
+    assert json.decode(store.step("c-3").generation) == {"model": "m", "messages": []}  # type: ignore[arg-type]
+    assert (store.step("c-4").sdk, store.step("c-4").output) == ("t", Raw(json.encode(message(4))))
+    assert store.step("c-5") == decode_record(calls[5])
+    assert store.add([b'{"kind":"step","id":"c-6","output":{}}']) == AddResult(1, 0)
+    assert store.step("c-6").output == Raw(b"{}")
+    later = [call(f"d-{n}", [message(number) for number in range(n + 2)]) for n in range(40)]
+    assert store.add(later) == AddResult(40, 0)
+    assert store.step("d-39") == decode_record(later[39])
+    assert store.check() == []
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem", "error"),
+    [
+        ("DELETE FROM packs", "30 payloads refer to what is not there", "pack 1 is not there"),
+        ("UPDATE packs SET body = x'00'", "pack 1 can't be read", "pack 1 can't be read"),
+        ("UPDATE payload SET pack = 1, number = 999 WHERE number = 2", "1 payloads belong to no step", ""),
+    ],
+)
+def test_a_damaged_pack_is_found_by_check_and_named_by_reading(
+    path: Path, damage: str, problem: str, error: str
+) -> None:
+    store = open_store(str(path))
+    store.add(packed_calls())
+    db = sqlite3.connect(path)
+    db.execute(damage)
+    db.commit()
+    db.close()
+    assert problem in "; ".join(store.check())
+    if error:
+        with pytest.raises(CorruptStoreError, match=error):
+            store.step("c-5")
+    store.close()
+
+
 # damage, older files, several processes
 
 
@@ -217,7 +315,7 @@ def test_a_message_that_is_gone_is_found_by_check_and_named_by_reading(path: Pat
     db.execute("DELETE FROM messages WHERE number = 4")
     db.commit()
     db.close()
-    assert store.check() == ["1 payloads refer to messages that are not there"]
+    assert store.check() == ["1 payloads refer to what is not there"]
     with pytest.raises(CorruptStoreError, match="refers to message 4, which is not there"):
         store.step("a")
     assert store.step("b") == decode_record(call("b", HISTORY[:2]))

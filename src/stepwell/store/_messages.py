@@ -25,6 +25,7 @@ from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 
 from stepwell.errors import CorruptStoreError
 from stepwell.model import Generation, StepRecord
+from stepwell.store._packs import PackReader
 
 __all__ = ["MIN_BYTES", "Bodies", "Cut", "Cutter", "Numbers", "number_messages", "write_refs"]
 
@@ -73,6 +74,7 @@ class Cutter:
 
     def __init__(self) -> None:
         self.bodies: dict[bytes, Raw] = {}
+        self.emptied = 0  # bytes of arrays
         self._last: dict[tuple[str | None, str], _Array] = {}
 
     def cut(self, step: StepRecord, generation: Generation | None) -> list[Cut]:
@@ -81,17 +83,21 @@ class Cutter:
         cuts: list[Cut] = []
         if generation is not None and isinstance(step.generation, Raw):
             arrays = {"messages": generation.messages, "tools": generation.tools}
-            arrays |= {f"request.{name}": array for name, array in _held(generation.provider_request).items()}
+            if _is_large(generation.provider_request):
+                arrays |= {f"request.{name}": array for name, array in _held(generation.provider_request).items()}
             step.generation = self._empty("generation", step.generation, arrays, key, cuts)
-        if isinstance(step.input, Raw):
+        if isinstance(step.input, Raw) and _is_large(step.input):
             step.input = self._empty("input", step.input, _held(step.input), key, cuts)
-        if isinstance(step.output, Raw):
+        if isinstance(step.output, Raw) and _is_large(step.output):
             step.output = self._empty("output", step.output, _held(step.output), key, cuts)
         return cuts
 
     def _empty(
         self, column: str, payload: Raw, arrays: Mapping[str, Raw | UnsetType], key: str | None, cuts: list[Cut]
     ) -> Raw:
+        arrays = {name: array for name, array in arrays.items() if _is_large(array)}
+        if not arrays:
+            return payload
         text = bytes(payload)
         found: list[tuple[int, int, _Array]] = []
         for name, value in arrays.items():
@@ -107,11 +113,12 @@ class Cutter:
             pieces.append(text[end : start + 1])
             place += len(str(pieces[-1], "utf-8"))
             cuts.append(Cut(column, place, array.joint, array.digests))
+            self.emptied += stop - start
             end = stop - 1
         return Raw(b"".join([*pieces, text[end:]]))
 
     def _split(self, key: tuple[str | None, str], text: bytes) -> _Array | None:
-        if len(text) < MIN_BYTES or not text.startswith(b"[{"):
+        if not text.startswith(b"[{"):
             return None
         last = self._last.get(key)
         if last is not None and text.startswith(last.text):
@@ -142,6 +149,10 @@ class Cutter:
             self.bodies.setdefault(digest, element)
             digests.append(digest)
         return digests
+
+
+def _is_large(payload: Raw | UnsetType) -> bool:
+    return isinstance(payload, Raw) and memoryview(payload).nbytes >= MIN_BYTES
 
 
 def _held(payload: Raw | UnsetType) -> dict[str, Raw | UnsetType]:
@@ -186,8 +197,10 @@ class Numbers:
         self._known.update(numbers)
 
 
-def number_messages(db: sqlite3.Connection, bodies: Mapping[bytes, Raw], known: Numbers) -> dict[bytes, int]:
-    """Return the number of each message, after inserting those that are new. Raises `UnicodeDecodeError`."""
+def number_messages(
+    db: sqlite3.Connection, bodies: Mapping[bytes, Raw], known: Numbers
+) -> tuple[dict[bytes, int], list[bytes]]:
+    """Return the number of each message, and which are new and must be inserted under theirs."""
     numbers = {digest: number for digest in bodies if (number := known.get(digest)) is not None}
     missing = [digest for digest in bodies if digest not in numbers]
     for start in range(0, len(missing), _CHUNK):
@@ -195,13 +208,11 @@ def number_messages(db: sqlite3.Connection, bodies: Mapping[bytes, Raw], known: 
         places = ", ".join("?" * len(chunk))
         query = f"SELECT hash, number FROM messages WHERE hash IN ({places})"  # noqa: S608 (question marks)
         numbers.update(db.execute(query, chunk).fetchall())
-    missing = [digest for digest in missing if digest not in numbers]
-    if missing:
+    new = [digest for digest in missing if digest not in numbers]
+    if new:
         (last,) = db.execute("SELECT ifnull(max(number), 0) FROM messages").fetchone()
-        numbers.update(zip(missing, range(last + 1, last + 1 + len(missing)), strict=True))
-        rows = ((numbers[digest], bytearray(digest), str(bodies[digest], "utf-8")) for digest in missing)
-        db.executemany("INSERT INTO messages (number, hash, body) VALUES (?, ?, ?)", rows)
-    return numbers
+        numbers.update(zip(new, range(last + 1, last + 1 + len(new)), strict=True))
+    return numbers, new
 
 
 def write_refs(cuts: list[Cut], numbers: Mapping[bytes, int]) -> str:
@@ -227,6 +238,7 @@ class Bodies:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._texts: dict[int, str] = {}
+        self.packs = PackReader(db)
 
     def put_back(self, fields: dict[str, Any], refs: str) -> None:
         """Fill the arrays of a row's payload columns, in place. Raises `CorruptStoreError` where a message is gone."""
@@ -238,12 +250,25 @@ class Bodies:
             text = fields[column]
             fields[column] = f"{text[:place]}{joint.join(texts)}{text[place:]}"
 
+    def are_there(self, refs: str) -> bool:
+        """Tell whether all messages are there, without keeping them. Raises `CorruptStoreError` for a broken pack."""
+        query = "SELECT number, pack FROM messages WHERE number BETWEEN ? AND ?"
+        for _, _, first, last in _refs(refs):
+            rows = self._db.execute(query, (first, last)).fetchall()
+            if len(rows) != last - first + 1:
+                return False
+            for number, pack in rows:
+                if pack is not None:
+                    self.packs.message(pack, number)
+        return True
+
     def _read(self, first: int, last: int) -> list[str]:
         wanted = range(first, last + 1)
         texts = self._texts
         if any(number not in texts for number in wanted):
-            query = "SELECT number, body FROM messages WHERE number BETWEEN ? AND ?"
-            texts.update(self._db.execute(query, (first, last)).fetchall())
+            query = "SELECT number, body, pack FROM messages WHERE number BETWEEN ? AND ?"
+            for number, body, pack in self._db.execute(query, (first, last)).fetchall():
+                texts[number] = body if pack is None else self.packs.message(pack, number)
         try:
             return [texts[number] for number in wanted]
         except KeyError as error:

@@ -41,9 +41,9 @@ OPTIONAL_STEP_COLUMNS: Final = (
     *("error_message", "agent_id"),
 )
 PAYLOAD_COLUMNS: Final = (
-    *("input", "output", "generation", "metadata", "error", "attachments", "active_ns", "sdk", "refs"),
+    *("input", "output", "generation", "metadata", "error", "attachments", "active_ns", "sdk", "refs", "pack"),
 )
-RECORD_COLUMNS: Final = (*(name for name in StepRecord.__struct_fields__ if name != "scores"), "refs")
+RECORD_COLUMNS: Final = (*(name for name in StepRecord.__struct_fields__ if name != "scores"), "refs", "pack", "number")
 LIST_COLUMNS: Final = StepRow.__struct_fields__
 RECORD_SQL: Final = ", ".join(
     "ifnull(s.agent_id, p.agent_id)"  # where version 1 kept it
@@ -57,6 +57,8 @@ SCORE_COLUMNS: Final = (
 )
 UNKNOWN_NS: Final = -1
 REFS_BIT: Final = 0x800000000
+PACK_BIT: Final = 0x1000000000
+METADATA_BIT: Final = 0x40000000
 
 _HEAD: Final = 18  # characters of a UUID that spell its first 8 bytes
 
@@ -318,6 +320,9 @@ def check_numbers(step: StepRecord, generation: Generation | None) -> None:
 def step_of_row(row: Sequence[Any], bodies: Bodies) -> StepRecord:
     """Return the record of a row of `RECORD_COLUMNS`, its messages put back, without its scores."""
     fields: dict[str, Any] = dict(zip(RECORD_COLUMNS, row, strict=True))
+    pack, number = fields.pop("pack"), fields.pop("number")
+    if pack is not None:
+        fields |= bodies.packs.step(pack, number)
     if (refs := fields.pop("refs")) is not None:
         bodies.put_back(fields, refs)
     for name in ("id", "parent_id", "root_run_id"):

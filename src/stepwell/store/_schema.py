@@ -33,9 +33,15 @@ Arrays of them in `input`, `output` and `generation` are left empty, as `[]`, an
 there: a JSON array of `[letter, place, first, last]`. The letter is the column's first; the messages numbered first to
 last are inserted after `place` characters of the column as it stands, after those of earlier entries with the same
 place, joined by a comma (where the letter is a capital, by a comma and a space). The view `step_messages` (`step` as
-`steps.number`, `letter`, `place`, `run`, `message`, `body`) lists them, so the messages of a call are read by
+`steps.number`, `letter`, `place`, `run`, `message`, `body`, `pack`) lists them, so the messages of a call are read by
 
-    SELECT body FROM step_messages WHERE step = ? AND letter IN ('g', 'G') ORDER BY place, run, message
+    SELECT body, pack FROM step_messages WHERE step = ? AND letter IN ('g', 'G') ORDER BY place, run, message
+
+`packs`: `number` and `body`: payloads and messages of neighbouring steps, compressed, where a batch was mostly messages
+that were there already. A row of `messages` whose `pack` is given has its body in that pack. A row of `payload` whose
+`pack` is given has only `metadata` itself, and all other columns in that pack. A pack is JSON in a zlib stream
+(`json.loads(zlib.decompress(body))`): an array of `{"message": number, "body": ...}` and of `{"step": number, "input":
+..., "output": ..., "generation": ...}`, with the columns' values as JSON.
 
 `step_tags`: `tag`, `start_ns`, `step` (the step's `number`), a row for each tag of each step.
 
@@ -126,12 +132,14 @@ _VERSION_1: Final = (
 
 # Old rows stay as they are: their payloads hold their messages, and their new columns are NULL, but for the feedback.
 _VERSION_2: Final = (
-    "CREATE TABLE messages (number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, body TEXT NOT NULL)",
+    "CREATE TABLE messages (number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, body TEXT, pack INTEGER)",
+    "CREATE TABLE packs (number INTEGER PRIMARY KEY, body BLOB NOT NULL)",
     "ALTER TABLE payload ADD COLUMN refs TEXT",
+    "ALTER TABLE payload ADD COLUMN pack INTEGER",
     """
     CREATE VIEW step_messages AS
     SELECT p.number AS step, json_extract(r.value, '$[0]') AS letter, json_extract(r.value, '$[1]') AS place,
-        r.key AS run, m.number AS message, m.body AS body
+        r.key AS run, m.number AS message, m.body AS body, m.pack AS pack
     FROM payload p, json_each(p.refs) r, messages m
     WHERE m.number BETWEEN json_extract(r.value, '$[2]') AND json_extract(r.value, '$[3]')
     """,

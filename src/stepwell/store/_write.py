@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -38,8 +38,11 @@ from stepwell.store._merge import (
     parse_generation,
 )
 from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, number_messages, write_refs
+from stepwell.store._packs import PackWriter, packs_pay
 from stepwell.store._rows import (
+    METADATA_BIT,
     OPTIONAL_STEP_COLUMNS,
+    PACK_BIT,
     PAYLOAD_COLUMNS,
     RECORD_SQL,
     REQUIRED_STEP_COLUMNS,
@@ -226,6 +229,7 @@ class _Writer:
     def __init__(self, db: sqlite3.Connection, intake: Intake, known: Numbers) -> None:
         self._db = db
         self._known_numbers = known
+        self._bodies = Bodies(db)
         self.numbers: dict[bytes, int] = {}
         self._intake = intake
         self._packer = StepPacker()
@@ -244,17 +248,17 @@ class _Writer:
         for number, (row, payload) in enumerate(zip(intake.rows, intake.payloads, strict=True), start=first):
             row[0] = payload[0] = number
         self._position += len(intake.rows)
-        self.numbers = number_messages(self._db, intake.cutter.bodies, self._known_numbers)
+        self.numbers, new = number_messages(self._db, intake.cutter.bodies, self._known_numbers)
         for payload, cuts in intake.cuts:
             payload[-1] = write_refs(cuts, self.numbers)
         for shape, (rows, _) in intake.groups.items():
             self.inserted += self._db.executemany(_insert_step(shape), rows).rowcount
         if self.inserted < len(intake.rows):
             self._find_known(first)
-        for shape, (_, payloads) in intake.groups.items():
-            if shape >= _FIRST_PAYLOAD_BIT:
-                new = [row for row in payloads if row[0] not in self._known] if self._known else payloads
-                self._db.executemany(_insert_payload(shape), new)
+        if packs_pay(intake.frames, intake.cutter.emptied):
+            self._insert_packed(new)
+        else:
+            self._insert_plain(new)
         self._learn_threads_and_feedback(first)
         if intake.scores:
             places = zip(intake.places, intake.rows, strict=True)
@@ -263,6 +267,53 @@ class _Writer:
         self._db.executemany(_INSERT_TAG, tags)
         for index in sorted(self._again):
             self._merge_step(index, cast("StepRecord", decode_record(intake.frames[index])))
+
+    def _insert_plain(self, new: list[bytes]) -> None:
+        intake = self._intake
+        self._insert_messages(intake.cutter, new)
+        for shape, (_, payloads) in intake.groups.items():
+            if shape >= _FIRST_PAYLOAD_BIT:
+                fresh = [row for row in payloads if row[0] not in self._known] if self._known else payloads
+                self._db.executemany(_insert_payload(shape), fresh)
+
+    def _insert_messages(self, cutter: Cutter, new: list[bytes]) -> None:
+        rows = ((self.numbers[digest], bytearray(digest), str(cutter.bodies[digest], "utf-8")) for digest in new)
+        self._db.executemany("INSERT INTO messages (number, hash, body) VALUES (?, ?, ?)", rows)
+
+    def _insert_packed(self, new: list[bytes]) -> None:
+        """Put each step's new messages and then its payload into packs; leave the metadata where filters read it."""
+        intake, packs = self._intake, PackWriter(self._db)
+        waiting = dict.fromkeys(new)
+        messages: list[tuple[int, bytearray, int]] = []
+        payloads: dict[int, list[list[Any]]] = defaultdict(list)
+
+        def add_messages(digests: Iterable[bytes]) -> None:
+            for digest in digests:
+                if digest in waiting:
+                    del waiting[digest]
+                    number = self.numbers[digest]
+                    messages.append(
+                        (number, bytearray(digest), packs.add_message(number, intake.cutter.bodies[digest]))
+                    )
+
+        cut = {payload[0]: cuts for payload, cuts in intake.cuts}
+        for shape, row in zip(intake.shapes, intake.payloads, strict=True):
+            number = row[0]
+            if shape < _FIRST_PAYLOAD_BIT or number in self._known:
+                continue
+            for part in cut.get(number, ()):
+                add_messages(part.digests)
+            values = dict(zip(_present(shape)[1], row[1:], strict=True))
+            metadata = [values.pop("metadata")] if shape & METADATA_BIT else []
+            if values:
+                payloads[shape & METADATA_BIT | PACK_BIT].append([number, *metadata, packs.add_step(number, values)])
+            else:
+                payloads[shape].append(row)
+        add_messages(list(waiting))
+        packs.flush()
+        self._db.executemany("INSERT INTO messages (number, hash, pack) VALUES (?, ?, ?)", messages)
+        for shape, rows in payloads.items():
+            self._db.executemany(_insert_payload(shape), rows)
 
     def _learn_threads_and_feedback(self, first: int) -> None:
         intake = self._intake
@@ -281,15 +332,21 @@ class _Writer:
         for index, shape, row, payload in zip(intake.places, intake.shapes, intake.rows, intake.payloads, strict=True):
             if row[0] not in inserted:
                 self._known.add(row[0])
-                if (
-                    shape & _DOWNGRADED
-                    or not self._db.execute(_says_nothing_new(shape), row[1:] + payload[1:]).fetchone()
-                ):
+                if shape & _DOWNGRADED or not self._is_stored(shape, row, payload):
                     self._again.add(index)
+
+    def _is_stored(self, shape: int, row: list[Any], payload: list[Any]) -> bool:
+        found = self._db.execute(_says_nothing_new(shape), row[1:] + payload[1:]).fetchone()
+        if found is None or found[1] is None:
+            return found is not None
+        number, pack, metadata = found
+        packed = {**self._bodies.packs.step(pack, number), "metadata": metadata}
+        values = dict(zip(_present(shape)[1], payload[1:], strict=True))
+        return packed["refs"] == values.get("refs") and all(packed[name] == value for name, value in values.items())
 
     def _merge_step(self, index: int, step: StepRecord) -> None:
         number, *values = self._db.execute(_SELECT_STEP, (pack_id(step.id),)).fetchone()
-        old = step_of_row(values, Bodies(self._db))
+        old = step_of_row(values, self._bodies)
         try:
             merged = merge_step(old, step)
             merged.scores = None
@@ -317,7 +374,9 @@ class _Writer:
         cuts = cutter.cut(step, generation)
         shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
         if cuts:
-            self.numbers |= number_messages(self._db, cutter.bodies, self._known_numbers)
+            numbers, new = number_messages(self._db, cutter.bodies, self._known_numbers)
+            self.numbers |= numbers
+            self._insert_messages(cutter, new)
             payload[-1] = write_refs(cuts, self.numbers)
         return shape, row, payload
 
@@ -382,15 +441,15 @@ def _insert_step(shape: int) -> str:
 def _says_nothing_new(shape: int) -> str:
     """Return a query that finds the step when it has all that the row has: no need to read, decode and merge it."""
     steps, payload = _present(shape)
-    same = " AND ".join(
-        [f"s.{name} IS ?" for name in steps]
-        + [f"p.{name} IS ?" for name in payload]
-        + ["p.refs IS NULL"] * ("refs" not in payload)  # or an empty array would look like one that was emptied
-    )
+    same = [f"p.{name} IS ?" for name in payload]
+    if "refs" not in payload:  # or an empty array would look like one that was emptied
+        same.append("p.refs IS NULL")
     return (
-        "SELECT 1 FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ? AND s.type IS ifnull(?, s.type) "
+        "SELECT s.number, p.pack, p.metadata FROM steps s LEFT JOIN payload p USING (number) "
+        "WHERE s.id = ? AND s.type IS ifnull(?, s.type) "
         "AND s.name IS ifnull(?, s.name) AND s.start_ns = ifnull(nullif(?, -1), s.start_ns) "
-        f"AND s.status IS ifnull(?, s.status) AND {same}"
+        f"AND s.status IS ifnull(?, s.status) {''.join(f'AND s.{name} IS ? ' for name in steps)}"
+        f"AND (({' AND '.join(same)}) OR p.pack IS NOT NULL)"
     )
 
 

@@ -30,6 +30,7 @@ from stepwell.store import (
     ThreadFilter,
     ThreadRow,
 )
+from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
 from stepwell.store._export import export, find_by_prefix
 from stepwell.store._messages import Bodies, Numbers
@@ -75,11 +76,6 @@ _SPAN: Final = (
 _CHANGES: Final = (  # of rows never updated, and of rows updated since
     f"SELECT s.number, {_LISTED} FROM steps s WHERE s.number > ? AND s.changed IS NULL ORDER BY s.number LIMIT ?",
     f"SELECT s.changed, {_LISTED} FROM steps s WHERE s.changed > ? ORDER BY s.changed LIMIT ?",
-)
-_BROKEN: Final = (
-    "SELECT count(DISTINCT p.number) FROM payload p, json_each(p.refs) r "
-    "WHERE json_extract(r.value, '$[3]') - json_extract(r.value, '$[2]') + 1 <> (SELECT count(*) FROM messages m "
-    "WHERE m.number BETWEEN json_extract(r.value, '$[2]') AND json_extract(r.value, '$[3]'))"
 )
 
 
@@ -258,17 +254,9 @@ class SqliteStore:
         try:
             with self._connections.reading() as db:
                 problems = [line for (line,) in db.execute("PRAGMA quick_check") if line != "ok"]
-                (lost,) = db.execute(
-                    "SELECT count(*) FROM payload WHERE number NOT IN (SELECT number FROM steps)"
-                ).fetchone()
-                (broken,) = db.execute(_BROKEN).fetchone()
+                return problems + find_lost(db)
         except CorruptStoreError as error:
             return [str(error)]
-        if lost:
-            problems.append(f"{lost} payloads belong to no step")
-        if broken:
-            problems.append(f"{broken} payloads refer to messages that are not there")
-        return problems
 
 
 def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:
