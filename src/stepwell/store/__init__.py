@@ -256,6 +256,10 @@ class Store(Protocol):
         """Return the whole step; raises `NotFoundError`."""
         ...
 
+    def steps_in_full(self, ids: Sequence[str]) -> list[StepRecord]:
+        """Return whole steps, in the order of their ids; those that are not there are left out. At most `MAX_PAGE`."""
+        ...
+
     def thread(self, id: str) -> ThreadRecord:
         """Return the thread, also one known only by its steps; raises `NotFoundError`."""
         ...

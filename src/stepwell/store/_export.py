@@ -9,10 +9,10 @@ hours beside a writer; added to an empty store it makes an equal one.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from stepwell.model import Score, ScoreRecord, encode_record
+from stepwell.model import Score, ScoreRecord, StepRecord, encode_record
 from stepwell.store import StepFilter
 from stepwell.store._connections import Connections
 from stepwell.store._messages import Bodies
@@ -28,7 +28,7 @@ from stepwell.store._rows import (
     unpack_id,
 )
 
-__all__ = ["export", "find_by_prefix"]
+__all__ = ["export", "find_by_prefix", "read_steps"]
 
 _BATCH: Final = 500
 _JOIN: Final = "LEFT JOIN payload p ON p.number = s.number"
@@ -89,6 +89,20 @@ def _steps(connections: Connections, filter: StepFilter) -> Iterator[bytes]:
         if len(rows) < _BATCH:
             return
         page.after = rows[-1][1], rows[-1][0]
+
+
+def read_steps(db: sqlite3.Connection, ids: Sequence[str]) -> list[StepRecord]:
+    """Return whole steps, in the order of their ids, without those that are not there."""
+    packed = [pack_id(id) for id in ids]
+    places = ", ".join("?" * len(packed))
+    query = f"SELECT s.id, {RECORD_SQL} FROM steps s {_JOIN} WHERE s.id IN ({places}) ORDER BY s.number"
+    bodies, found = Bodies(db), dict[str, StepRecord]()
+    rows = db.execute(query, packed).fetchall()
+    scores = _scores_of(db, [row[0] for row in rows])
+    for row in rows:
+        step = found[str(unpack_id(row[0]))] = step_of_row(row[1:], bodies)
+        step.scores = scores.get(row[0])
+    return [found[id] for id in ids if id in found]
 
 
 def _scores_of(db: sqlite3.Connection, ids: list[bytes | str]) -> dict[bytes | str, list[Score]]:

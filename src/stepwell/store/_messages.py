@@ -27,7 +27,7 @@ from stepwell.errors import CorruptStoreError
 from stepwell.model import Generation, StepRecord
 from stepwell.store._packs import PackReader
 
-__all__ = ["MIN_BYTES", "Bodies", "Cut", "Cutter", "Numbers", "number_messages", "write_refs"]
+__all__ = ["MIN_BYTES", "Bodies", "Cut", "Cutter", "Numbers", "is_large", "number_messages", "write_refs"]
 
 MIN_BYTES: Final = 256  # of an array: a shorter one is no larger than what would stand for it
 _MIN_ELEMENT_BYTES: Final = 32  # on average: more numbers than text is a vector, not messages
@@ -81,21 +81,21 @@ class Cutter:
         """Empty the arrays of a step, in place, and say what stood in them. `generation` is the step's, decoded."""
         key = step.thread_id or step.trace_id
         cuts: list[Cut] = []
-        if generation is not None and isinstance(step.generation, Raw):
+        if generation is not None and isinstance(step.generation, Raw) and is_large(step.generation):
             arrays = {"messages": generation.messages, "tools": generation.tools}
-            if _is_large(generation.provider_request):
+            if is_large(generation.provider_request):
                 arrays |= {f"request.{name}": array for name, array in _held(generation.provider_request).items()}
             step.generation = self._empty("generation", step.generation, arrays, key, cuts)
-        if isinstance(step.input, Raw) and _is_large(step.input):
+        if isinstance(step.input, Raw) and is_large(step.input):
             step.input = self._empty("input", step.input, _held(step.input), key, cuts)
-        if isinstance(step.output, Raw) and _is_large(step.output):
+        if isinstance(step.output, Raw) and is_large(step.output):
             step.output = self._empty("output", step.output, _held(step.output), key, cuts)
         return cuts
 
     def _empty(
         self, column: str, payload: Raw, arrays: Mapping[str, Raw | UnsetType], key: str | None, cuts: list[Cut]
     ) -> Raw:
-        arrays = {name: array for name, array in arrays.items() if _is_large(array)}
+        arrays = {name: array for name, array in arrays.items() if is_large(array)}
         if not arrays:
             return payload
         text = bytes(payload)
@@ -151,7 +151,8 @@ class Cutter:
         return digests
 
 
-def _is_large(payload: Raw | UnsetType) -> bool:
+def is_large(payload: Raw | UnsetType) -> bool:
+    """Tell whether a payload is long enough to be worth taking apart."""
     return isinstance(payload, Raw) and memoryview(payload).nbytes >= MIN_BYTES
 
 

@@ -21,6 +21,7 @@ from msgspec import UNSET
 
 from stepwell.errors import UsageError
 from stepwell.model import (
+    Generation,
     Record,
     Score,
     StepRecord,
@@ -37,7 +38,7 @@ from stepwell.store._merge import (
     merge_thread,
     parse_generation,
 )
-from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, number_messages, write_refs
+from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, is_large, number_messages, write_refs
 from stepwell.store._packs import PackWriter, packs_pay
 from stepwell.store._rows import (
     METADATA_BIT,
@@ -165,7 +166,7 @@ class Intake:
         if step.type == "llm":
             apply_llm_rule(step, generation)
         frame = self.frames[index]
-        cuts = self.cutter.cut(step, generation) if len(frame) >= MIN_BYTES and b'"messages"' in frame else []
+        cuts = self.cutter.cut(step, generation) if _may_hold_arrays(frame, generation) else []
         shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
         if cuts:
             self.cuts.append((payload, cuts))
@@ -216,6 +217,13 @@ class Intake:
         accepted = len(writer.accepted) + writer.inserted
         refused.sort(key=lambda rejection: rejection.index)
         return AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused)), writer.numbers
+
+
+def _may_hold_arrays(frame: bytes, generation: Generation | None) -> bool:
+    """Tell, from what costs nothing, whether it is worth looking for arrays of messages."""
+    if generation is not None and is_large(generation.messages):
+        return True
+    return len(frame) >= 4 * MIN_BYTES and b'"messages"' in frame
 
 
 def _check_created(record: ThreadRecord | Score) -> None:

@@ -32,7 +32,7 @@ from stepwell.store import (
 )
 from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
-from stepwell.store._export import export, find_by_prefix
+from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_steps, select_threads
 from stepwell.store._rows import (
@@ -133,6 +133,13 @@ class SqliteStore:
             scores = [score_of_row(row) for row in db.execute(_SELECT_SCORES, (packed,))]
             step.scores = scores or None
             return step
+
+    def steps_in_full(self, ids: Sequence[str]) -> list[StepRecord]:
+        """Return whole steps, in the order of their ids; those that are not there are left out. At most `MAX_PAGE`."""
+        if len(ids) > MAX_PAGE:
+            raise UsageError(f"ids may be {MAX_PAGE} at most, got {len(ids)}")
+        with self._connections.reading() as db:
+            return read_steps(db, ids)
 
     def thread(self, id: str) -> ThreadRecord:
         """Return the thread, also one known only by its steps; raises `NotFoundError`."""

@@ -259,6 +259,16 @@ class StoreReadingContract:
             with pytest.raises(NotFoundError, match=r"there is no (step|thread) 'none'"):
                 read("none")
 
+    def test_many_steps_are_read_whole_in_the_order_asked_for(self, store: Store) -> None:
+        store.add([*family()[:2], FULL_STEP, finished("text", 4), line("score", "s", step_id=CHILD, value=1)])
+        ids = ["text", GRANDCHILD, "unknown", CHILD, ROOT, CHILD]
+        found = store.steps_in_full(ids)
+        assert [step.id for step in found] == ["text", GRANDCHILD, CHILD, ROOT, CHILD]
+        assert found == [store.step(id) for id in ids if id != "unknown"]
+        assert store.steps_in_full([]) == []
+        with pytest.raises(UsageError, match="ids may be 1000 at most, got 1001"):
+            store.steps_in_full(["x"] * 1001)
+
     # everything
 
     def test_an_export_makes_an_equal_store(self, store: Store) -> None:
