@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as standard_json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -31,6 +31,7 @@ Row = TypeVar("Row", StepRow, RunRow, ThreadRow)
 
 LISTS: Final = ("runs", "steps", "threads")
 DETAILED_STEPS: Final = 2000  # of a tree; beyond that, messages and errors of the rest are not read
+_AT_ONCE: Final = 100  # steps read whole: what a page of them takes in memory
 _LATEST_NS: Final = (1 << 63) - 1  # what a store can hold; the year 2262
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -161,7 +162,7 @@ def _show_thread(store: Store, id: str, out: Output, max_lines: int) -> None:
     thread, rows = store.thread(id), store.thread_steps(id)
     if out.as_json:
         out.json_lines([encode_record(thread)])
-        out.json_lines(encode_record(store.step(row.id)) for row in rows)
+        out.json_lines(map(encode_record, _in_full(store, rows)))
         return
     out.lines([_thread_line(thread, rows)])
     out.lines(tree(_nodes(store, rows), below=True, max_lines=max_lines))
@@ -180,14 +181,19 @@ def _thread_line(thread: ThreadRecord, rows: Sequence[StepRow]) -> Line:
 
 def _show_tree(store: Store, rows: Sequence[StepRow], out: Output, max_lines: int) -> None:
     if out.as_json:
-        out.json_lines(encode_record(store.step(row.id)) for row in rows)
+        out.json_lines(map(encode_record, _in_full(store, rows)))
     else:
         out.lines(tree(_nodes(store, rows), max_lines=max_lines))
 
 
 def _nodes(store: Store, rows: Sequence[StepRow]) -> list[Node]:
-    detailed = [node_of_record(store.step(row.id)) for row in rows[:DETAILED_STEPS]]
+    detailed = map(node_of_record, _in_full(store, rows[:DETAILED_STEPS]))
     return [*detailed, *map(node_of_row, rows[DETAILED_STEPS:])]
+
+
+def _in_full(store: Store, rows: Sequence[StepRow]) -> Iterator[StepRecord]:
+    for start in range(0, len(rows), _AT_ONCE):
+        yield from store.steps_in_full([row.id for row in rows[start : start + _AT_ONCE]])
 
 
 # -- a step in full

@@ -53,7 +53,7 @@ class Follower:
         found: list[StepRecord] = []
         while True:
             rows, self._position = self._store.changes(self._position, MAX_PAGE)
-            found += (self._store.step(row.id) for row in rows if self._is_news(row.id, row.status))
+            found += self._store.steps_in_full([row.id for row in rows if self._is_news(row.id, row.status)])
             if len(rows) < MAX_PAGE:
                 return found
 
