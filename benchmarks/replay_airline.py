@@ -28,7 +28,7 @@ from msgspec import Raw, UnsetType
 from msgspec.json import decode as decode_json
 
 import stepwell as sw
-from stepwell.model import StepRecord, decode_generation
+from stepwell.model import StepRecord, decode_generation, encode_record
 from stepwell.store import Store, open_store
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "airline_agent.jsonl"
@@ -256,13 +256,17 @@ def first_difference(seen: Any, wanted: Any, path: str = "") -> str | None:
 
 @dataclass
 class Outcome:
-    """What a check found: steps by type, messages that the llm steps carried, seconds spent reading, differences."""
+    """What a check found: steps by type, messages that the llm steps carried, seconds spent reading, differences.
+
+    `line_bytes` is what the steps take as plain JSON lines.
+    """
 
     threads: int
     types: Counter[str]
     prompted: int
     seconds: float
     found: list[str]
+    line_bytes: int = 0
 
 
 def check(conversations: Sequence[Conversation], path: Path) -> Outcome:
@@ -277,6 +281,7 @@ def check(conversations: Sequence[Conversation], path: Path) -> Outcome:
             outcome.seconds += time.perf_counter() - started
             outcome.types.update(step.type or "unknown" for step in steps)
             outcome.prompted += sum(len(seen_of(step).get("messages", ())) for step in steps)
+            outcome.line_bytes += sum(len(encode_record(step)) + 1 for step in steps)
             outcome.found += differences(conversation, store, steps)
         stats = store.stats()
     outcome.threads = stats.threads
@@ -383,7 +388,9 @@ def main() -> int:
         if not given.check_only:
             rows, found = record(conversations, home)
         outcome = check(conversations, home / "steps.db")
+        rows["steps as JSON lines"] = f"{outcome.line_bytes:,} bytes"
         rows["store"] = f"{bytes_in_store(home):,} bytes"
+        rows["store, to the lines"] = f"1/{outcome.line_bytes / bytes_in_store(home):.1f}"
         rows["reading back"] = f"{outcome.seconds:.3f} s, {outcome.types.total() / outcome.seconds:,.0f} steps/s"
     show({**counts(outcome), **rows})
     found += outcome.found
