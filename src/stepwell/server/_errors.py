@@ -1,0 +1,133 @@
+"""What the server says when it can't do as asked: one shape, `{"error": {"type": ..., "message": ...}}`, everywhere.
+
+What must stay true: nothing that a client sent in a body or a header comes back, or is logged; what went wrong inside
+is logged by its type and place, without its message, which may hold the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from logging import getLogger
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
+
+__all__ = ["ANY_ERROR", "ErrorBody", "Problem", "explain", "handle_errors"]
+
+_TYPES: Final = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "timeout",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported_media_type",
+    416: "range_not_satisfiable",
+    422: "invalid",
+    429: "rate_limited",
+    503: "unavailable",
+}
+
+log: Final = getLogger("stepwell.server")
+
+
+class FieldError(BaseModel):
+    """One part of a request that is wrong: where, such as `query.limit`, and why."""
+
+    where: str
+    message: str
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong: `type` for programs, `message` for people."""
+
+    type: str = Field(examples=["not_found"])
+    message: str
+    line: int | None = Field(default=None, description="The line of the body that is to blame, from 0.")
+    fields: list[FieldError] | None = Field(default=None, description="The parts of the request that are wrong.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorDetail
+
+
+# "default" in OpenAPI: every status that a route does not name; FastAPI then adds no 422 of its own shape.
+ANY_ERROR: Final[dict[int | str, dict[str, Any]]] = {"default": {"model": ErrorBody, "description": "An error"}}
+
+
+class Problem(HTTPException):
+    """Raised by routes and what they depend on: the answer is `status` with this message.
+
+    It is an `HTTPException`, because FastAPI turns any other that is raised while a body is read into a 400.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, line: int | None = None
+    ) -> None:
+        super().__init__(status, message, dict(headers or {}))
+        self.line = line
+
+
+def explain(error: Exception) -> Response:
+    """Return the answer for an error; what nobody can do anything about is logged, and 500 or 503."""
+    if isinstance(error, HTTPException):
+        return _answer(error.status_code, str(error.detail), error.headers, line=getattr(error, "line", None))
+    if isinstance(error, RequestValidationError):
+        fields = [
+            FieldError(where=".".join(str(part) for part in each["loc"]), message=each["msg"])
+            for each in error.errors()
+        ]
+        return _answer(422, "the request is not as it should be: see fields", fields=fields)
+    if isinstance(error, NotFoundError):
+        return _answer(404, str(error))
+    if isinstance(error, UsageError):
+        return _answer(422, str(error))
+    log.error("%s at %s", type(error).__name__, _place_of(error))
+    if isinstance(error, (StoreError, ClosedError)):
+        return _answer(503, "the store can't be used now", {"Retry-After": "1"})
+    return _answer(500, "the server failed at this")
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Have the app answer every error in the one shape."""
+    for kind in (HTTPException, RequestValidationError, NotFoundError, UsageError, StoreError, ClosedError):
+        app.add_exception_handler(kind, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> Response:  # noqa: ARG001 (the handler's form)
+    return explain(error)
+
+
+def _answer(
+    status: int,
+    message: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    line: int | None = None,
+    fields: list[FieldError] | None = None,
+) -> Response:
+    detail = ErrorDetail(type=_type_of(status), message=message, line=line, fields=fields)
+    content = ErrorBody(error=detail).model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers)
+
+
+def _type_of(status: int) -> str:
+    return _TYPES.get(status) or ("internal" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "bad_request")
+
+
+def _place_of(error: Exception) -> str:
+    frames = extract_tb(error.__traceback__)
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames[-6:]))
