@@ -10,17 +10,40 @@ import contextlib
 import os
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from stepwell.errors import NotFoundError, UsageError
 
-__all__ = ["BlobStore"]
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+__all__ = ["BlobStore", "Incoming"]
 
 _CHUNK: Final = 1024 * 1024
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+class Incoming:
+    """A blob that arrives in pieces, from `BlobStore.receiving`."""
+
+    def __init__(self, digest: _Hash, file: BinaryIO, keep: Callable[[BinaryIO, str], None]) -> None:
+        self._digest = digest
+        self._file = file
+        self._keep = keep
+
+    def write(self, piece: bytes) -> None:
+        """Take the next piece. Raises `OSError`."""
+        self._digest.update(piece)
+        self._file.write(piece)
+
+    def keep(self, sha256: str) -> None:
+        """Give it its name, now that it is whole. Raises `UsageError` where it has another hash, `OSError`."""
+        if self._digest.hexdigest() != sha256:
+            raise UsageError(f"what arrived is not the blob {sha256}")
+        self._keep(self._file, sha256)
 
 
 class BlobStore:
@@ -69,6 +92,14 @@ class BlobStore:
                 file.write(chunk)
             self._keep(file, self._target(digest.hexdigest()))
         return digest.hexdigest(), size
+
+    @contextlib.contextmanager
+    def receiving(self) -> Generator[Incoming]:
+        """Yield what takes a blob in pieces; what was not kept by the end is gone. Raises `OSError`."""
+        from hashlib import sha256
+
+        with self._incoming() as file:
+            yield Incoming(sha256(), file, lambda file, digest: self._keep(file, self._target(digest)))
 
     def path(self, sha256: str) -> Path:
         """Return where a blob is. Raises `UsageError` for what is no SHA-256, `NotFoundError` for one not here."""

@@ -7,20 +7,19 @@ no access was found there is no store. So a route that forgets about access fail
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, Final, NamedTuple, cast
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from stepwell.server._errors import Problem
+from stepwell.server._keys import Scope
 from stepwell.server._places import Place, Places
 from stepwell.store import Store
 
-__all__ = ["ALL_SCOPES", "Access", "InPlace", "InStore", "Scope", "place_of", "require", "store_of"]
+__all__ = ["Access", "InPlace", "InStore", "place_of", "require", "store_of"]
 
-Scope = Literal["ingest", "read", "admin"]
-ALL_SCOPES: Final[frozenset[Scope]] = frozenset(("ingest", "read", "admin"))
 _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # For the schema alone: the key was looked at before the request came here.
 _bearer: Final = HTTPBearer(auto_error=False, description="A key made by: stepwell keys add NAME")

@@ -1,0 +1,145 @@
+"""`POST /v1/ingest`: records as lines, answered when they are committed. The wire is told in `exporters.http`.
+
+What must stay true:
+
+1. An answer of 200 means that every line not in `rejected` is in the store; the store is idempotent, so a client that
+   got no answer sends the same again.
+2. Records go to the store as the bytes they came as.
+3. Bodies in memory are bounded over all requests; beyond that the answer is 503, and recorders try again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Request, Response
+from msgspec import json
+from pydantic import BaseModel, Field
+
+from stepwell.server._access import InStore
+from stepwell.server._body import ENCODINGS, decompressed, drain, is_deeper_than, lines_of, pieces_of
+from stepwell.server._errors import Problem
+from stepwell.server._limits import Limits
+from stepwell.server._metrics import Metrics
+from stepwell.store import Rejection, Store
+
+__all__ = ["Ingest", "Ingested", "router"]
+
+TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+ERROR_CHARACTERS: Final = 500  # of one line's reason
+_WRITERS: Final = 2  # one decodes its lines while the other one is in SQLite
+
+router = APIRouter(tags=["ingest"])
+
+
+class Refused(BaseModel):
+    """A line that was not taken."""
+
+    line: int = Field(description="Its place in the body, from 0.", ge=0)
+    id: str | None = Field(description="The record's id, where it could be read.")
+    error: str
+
+
+class Ingested(BaseModel):
+    """What became of the lines; the three together are all of them."""
+
+    accepted: int = Field(description="Records that changed the store.", ge=0)
+    duplicates: int = Field(description="Records that said nothing new.", ge=0)
+    rejected: list[Refused]
+
+
+class Ingest:
+    """Adds bodies to stores, on threads of its own."""
+
+    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+        self.limits = limits
+        self._metrics = metrics
+        self._waiting_bytes = 0
+        self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="stepwell-ingest")
+
+    def close(self) -> None:
+        """Let what is being written be finished."""
+        self._threads.shutdown()
+
+    async def take(self, request: Request, store: Store) -> bytes:
+        """Store a request's lines; return the answer, in JSON. Raises `Problem`, `StoreError`."""
+        with self._room() as room:
+            pieces: list[bytes] = []
+            async for piece in pieces_of(request, self.limits.body_bytes, self.limits.body_s):
+                if not room(len(piece)):
+                    pieces.clear()
+                    await drain(request)
+                    raise Problem(503, "too much is arriving at once", headers={"Retry-After": "1"})
+                pieces.append(piece)
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            encoding = request.headers.get("content-encoding", "")
+            loop = asyncio.get_running_loop()
+            counts, answer = await loop.run_in_executor(self._threads, self._add, body, encoding, store)
+        self._metrics.records.update(counts)
+        return answer
+
+    @contextmanager
+    def _room(self) -> Generator[Any]:
+        """Give a function that asks for room for more bytes; all of it is given back at the end."""
+        taken = 0
+
+        def more(size: int) -> bool:
+            nonlocal taken
+            if self._waiting_bytes + size > self.limits.waiting_bytes:
+                return False
+            taken += size
+            self._waiting_bytes += size
+            return True
+
+        try:
+            yield more
+        finally:
+            self._waiting_bytes -= taken
+
+    def _add(self, body: bytes, encoding: str, store: Store) -> tuple[dict[str, int], bytes]:
+        """Run on a thread: from a body to the counts of its records and the answer."""
+        lines = lines_of(decompressed(body, encoding, self.limits.body_bytes), self.limits)
+        depth = self.limits.depth
+        deep = {number for number, line in enumerate(lines) if is_deeper_than(depth, line)}
+        places = [number for number in range(len(lines)) if number not in deep] if deep else range(len(lines))
+        result = store.add([lines[number] for number in places] if deep else lines)
+        refused = [Rejection(places[each.index], each.id, each.error) for each in result.rejected]
+        refused += [Rejection(number, None, f"not a record: it is nested deeper than {depth}") for number in deep]
+        refused.sort(key=lambda each: each.index)
+        answer = {
+            "accepted": result.accepted,
+            "duplicates": result.duplicates,
+            "rejected": [
+                {"line": each.index, "id": each.id, "error": each.error[:ERROR_CHARACTERS]} for each in refused
+            ],
+        }
+        counts = {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": len(refused)}
+        return counts, json.encode(answer)
+
+
+@router.post(
+    "/v1/ingest",
+    response_model=Ingested,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": f"Records, one JSON object a line; Content-Encoding may be {' or '.join(ENCODINGS)}.",
+            "content": {type: {"schema": {"type": "string"}} for type in TYPES},
+        }
+    },
+)
+async def ingest(
+    request: Request,
+    store: InStore,
+    content_type: Annotated[str, Header(include_in_schema=False)] = TYPES[0],
+) -> Response:
+    """Take records as lines; those that are none are named, and their neighbours are taken."""
+    if content_type.partition(";")[0].strip().lower() not in TYPES:
+        raise Problem(415, f"records are taken as {', '.join(TYPES)}")
+    taker: Ingest = request.app.state.ingest
+    return Response(await taker.take(request, store), media_type="application/json")
