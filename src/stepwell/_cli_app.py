@@ -31,6 +31,12 @@ Home = Annotated[
 StoreUrl = Annotated[
     str | None, typer.Option("--store", help="Read this store alone, such as sqlite:PATH.", show_default=False)
 ]
+ServedStore = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="The store's file, such as sqlite:PATH; keys and blobs are beside it.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.", show_default=False)]
 Type = Annotated[
     list[str] | None, typer.Option("--type", help="Keep steps of this type; may be repeated.", show_default=False)
@@ -221,6 +227,70 @@ def doctor(*, json: AsJson = False, home: Home = None, store: StoreUrl = None) -
     from stepwell._cli_health import doctor as doctor_
 
     return doctor_(find_source(home, store), Output(as_json=json))
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[str, typer.Option(metavar="N", help="The port; 0 for any that is free.")] = "4777",
+    home: Home = None,
+    store: ServedStore = None,
+) -> int:
+    """Take records over HTTP and answer queries, until Ctrl-C."""
+    from stepwell._cli_serve import serve as serve_
+
+    if not port.isdecimal() or not 0 <= int(port) < 1 << 16:
+        raise UsageError(f"--port {port!r} is not a whole number of 0 to 65535")
+    return serve_(home, store, host, int(port), Output())
+
+
+keys = typer.Typer(name="keys", help="Make, list and revoke the keys of a server.", rich_markup_mode=None)
+app.add_typer(keys)
+
+
+@keys.command("add")
+def add_key(
+    name: Annotated[str, typer.Argument(help="What to call it: a-z, 0-9, - and _.")],
+    *,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="ingest, read or admin; may be repeated. Without it: ingest and read.", show_default=False),
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Give it data of its own, apart from all others.", show_default=False)
+    ] = None,
+    json: AsJson = False,
+    home: Home = None,
+    store: ServedStore = None,
+) -> None:
+    """Make a key and print it, this once."""
+    from stepwell._cli_keys import add_key as add
+
+    add(home, store, name, scopes=scope or (), project=project, out=Output(as_json=json))
+
+
+@keys.command("ls")
+def list_keys(*, json: AsJson = False, home: Home = None, store: ServedStore = None) -> None:
+    """List the keys: name, scopes, project, and when they were made."""
+    from stepwell._cli_keys import list_keys as list_keys_
+
+    list_keys_(home, store, Output(as_json=json))
+
+
+@keys.command("revoke")
+def revoke_key(
+    name: Annotated[str, typer.Argument(help="The key's name.")],
+    *,
+    home: Home = None,
+    store: ServedStore = None,
+) -> None:
+    """Take a key away, from a running server too."""
+    from stepwell._cli_keys import revoke_key as revoke
+
+    revoke(home, store, name, Output())
 
 
 def _count(option: str, text: str) -> int:

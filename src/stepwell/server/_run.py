@@ -1,0 +1,86 @@
+"""Running the application with uvicorn, from the first signal of life to the last answer.
+
+What must stay true: SIGTERM and SIGINT end it as it should be: no request is taken any more, those under way are
+answered, what was acknowledged is committed. A second SIGINT ends it at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from stepwell.errors import UsageError
+
+__all__ = ["is_loopback", "listen", "run", "url_of"]
+
+GRACE_S: Final = 30
+_BACKLOG: Final = 1024
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket. Raises `UsageError` for a host or port that can't be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+        )[0]
+        listening = socket.socket(family, kind)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host!r} is no address of this machine: {error}") from error
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        listening.close()
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"can't listen on {host} port {port}: {reason}") from error
+    return listening
+
+
+def is_loopback(listening: socket.socket) -> bool:
+    """Say whether only this machine reaches it."""
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def url_of(listening: socket.socket) -> str:
+    """Return where a browser finds it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until a signal says to end; `ready` is called once requests are answered."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # ours names route templates, and no path with its ids
+        log_config=None,
+        lifespan="on",
+        ws="none",
+        proxy_headers=False,  # the client's address decides whether a key is needed
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    _Server(config, ready).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's form)
+        # uvicorn's own would raise the signal again after a graceful stop, so that the status tells of a failure.
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
