@@ -29,7 +29,7 @@ from msgspec import json
 from stepwell.store import open_store
 
 START_NS = 1_790_000_000_000_000_000
-WORDS = ["depth", "stair", "water", "carved", "pavilion", "king", "queen", "monsoon", "stone", "gallery", "pillar", "landing", "tank", "shaft", "bracket", "niche", "frieze"]
+WORDS = ("depth", "stair", "water", "carved", "pavilion", "king", "monsoon", "stone", "gallery", "pillar", "shaft")
 
 
 def make_steps(count: int, seed: int = 7) -> list[bytes]:
@@ -73,14 +73,14 @@ def make_steps(count: int, seed: int = 7) -> list[bytes]:
                 "type": "chat",
                 "provider": "openai",
                 "model": "gpt-4o",
-                "messages": [{"role": "user", "content": prose(60)}],
-                "message_completion": {"role": "assistant", "content": prose(50)},
+                "messages": [{"role": "user", "content": prose(65)}],
+                "message_completion": {"role": "assistant", "content": prose(58)},
                 "settings": {"temperature": 0.2, "max_tokens": 512},
                 "usage": {"input_tokens": 100, "output_tokens": 70, "total_tokens": 170},
             }
         else:
-            step["input"] = {"question": prose(60)}
-            step["output"] = {"answer": prose(70)}
+            step["input"] = {"question": prose(65)}
+            step["output"] = {"answer": prose(77)}
         steps.append(json.encode(step))
     return steps
 

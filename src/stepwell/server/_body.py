@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Final
@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from stepwell.server._errors import Problem
 from stepwell.server._limits import Limits
 
-__all__ = ["ENCODINGS", "decompressed", "drain", "is_deeper_than", "lines_of", "pieces_of", "too_large"]
+__all__ = ["ENCODINGS", "decompressed", "is_deeper_than", "lines_of", "pieces_of", "too_large"]
 
 DRAIN_BYTES: Final = 64 * 1024 * 1024
 DRAIN_S: Final = 5.0
@@ -33,11 +33,16 @@ _TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 ENCODINGS: Final = ("zstd", "gzip") if find_spec("zstandard") else ("gzip",)
 
 
-async def pieces_of(request: Request, limit: int, seconds: float) -> AsyncGenerator[bytes]:
-    """Yield a body as it arrives. Raises `Problem` where it is longer than `limit` bytes, or takes too long."""
+async def pieces_of(
+    request: Request, limit: int, seconds: float, room: Callable[[int], bool] = lambda _: True
+) -> AsyncGenerator[bytes]:
+    """Yield a body as it arrives.
+
+    Raises `Problem` where it is longer than `limit` bytes, takes too long, or there is no `room` for more bytes.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        await drain(request)
+        await _drain(request)
         raise too_large("the body", limit)
     until = asyncio.get_running_loop().time() + seconds
     size, more = 0, True
@@ -53,9 +58,11 @@ async def pieces_of(request: Request, limit: int, seconds: float) -> AsyncGenera
             raise ClientDisconnect
         piece, more = message.get("body", b""), message.get("more_body", False)
         size += len(piece)
-        if size > limit:
-            await drain(request)
-            raise too_large("the body", limit)
+        problem = too_large("the body", limit) if size > limit else None if room(len(piece)) else _no_room()
+        if problem is not None:
+            if more:
+                await _drain(request)
+            raise problem
         if piece:
             yield piece
 
@@ -65,7 +72,11 @@ def too_large(what: str, limit: int, *, line: int | None = None) -> Problem:
     return Problem(413, f"{what} is longer than {limit} bytes", line=line)
 
 
-async def drain(request: Request) -> None:
+def _no_room() -> Problem:
+    return Problem(503, "too much is arriving at once", headers={"Retry-After": "1"})
+
+
+async def _drain(request: Request) -> None:
     """Read what a client goes on sending, within reason: one that is hung up on may never see the answer."""
     size = 0
     with suppress(TimeoutError):

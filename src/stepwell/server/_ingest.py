@@ -11,17 +11,17 @@ What must stay true:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Request, Response
 from msgspec import json
 from pydantic import BaseModel, Field
 
 from stepwell.server._access import InStore
-from stepwell.server._body import ENCODINGS, decompressed, drain, is_deeper_than, lines_of, pieces_of
+from stepwell.server._body import ENCODINGS, decompressed, is_deeper_than, lines_of, pieces_of
 from stepwell.server._errors import Problem
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
@@ -31,7 +31,7 @@ __all__ = ["Ingest", "Ingested", "router"]
 
 TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 ERROR_CHARACTERS: Final = 500  # of one line's reason
-_WRITERS: Final = 2  # one decodes its lines while the other one is in SQLite
+_WRITERS: Final = 1  # two would fight for the interpreter: a third less of steps a second
 
 router = APIRouter(tags=["ingest"])
 
@@ -53,7 +53,7 @@ class Ingested(BaseModel):
 
 
 class Ingest:
-    """Adds bodies to stores, on threads of its own."""
+    """Adds bodies to stores, one at a time, on a thread of its own."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
@@ -68,13 +68,7 @@ class Ingest:
     async def take(self, request: Request, store: Store) -> bytes:
         """Store a request's lines; return the answer, in JSON. Raises `Problem`, `StoreError`."""
         with self._room() as room:
-            pieces: list[bytes] = []
-            async for piece in pieces_of(request, self.limits.body_bytes, self.limits.body_s):
-                if not room(len(piece)):
-                    pieces.clear()
-                    await drain(request)
-                    raise Problem(503, "too much is arriving at once", headers={"Retry-After": "1"})
-                pieces.append(piece)
+            pieces = [piece async for piece in pieces_of(request, self.limits.body_bytes, self.limits.body_s, room)]
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             encoding = request.headers.get("content-encoding", "")
@@ -84,7 +78,7 @@ class Ingest:
         return answer
 
     @contextmanager
-    def _room(self) -> Generator[Any]:
+    def _room(self) -> Generator[Callable[[int], bool]]:
         """Give a function that asks for room for more bytes; all of it is given back at the end."""
         taken = 0
 
