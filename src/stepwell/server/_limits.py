@@ -21,4 +21,4 @@ class Limits:
     json_bytes: int = 1024 * 1024  # any body but records and blobs
     blob_bytes: int = 256 * 1024 * 1024
     body_s: float = 120.0  # for a whole body to arrive
-    waiting_bytes: int = 96 * 1024 * 1024  # bodies of records in memory, of all requests together
+    waiting_bytes: int = 64 * 1024 * 1024  # bodies of records in memory, of all requests together
