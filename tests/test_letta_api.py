@@ -265,8 +265,9 @@ def test_a_step_is_found_with_and_without_its_prefix(served: Served) -> None:
 
 
 def test_an_id_of_any_characters_is_found(served: Served) -> None:
-    served.add(step(1, id="a b?c%2Fd:é"))
-    assert served.letta.steps.retrieve("a b?c%2Fd:é").id == "step-a b?c%2Fd:é"
+    served.add(step(1, id="a b?c%2Fd:é/metrics/x"))
+    assert served.letta.steps.retrieve("a b?c%2Fd:é/metrics/x").id == "step-a b?c%2Fd:é/metrics/x"
+    assert served.letta.steps.metrics.retrieve("a b?c%2Fd:é/metrics/x").id == "step-a b?c%2Fd:é/metrics/x"
 
 
 LLM = {
@@ -482,8 +483,10 @@ def test_feedback_may_change_and_be_withdrawn_and_given_again(served: Served) ->
         for feedback in ("positive", "negative", None, None, "negative", "positive")
     ]
     assert said == ["positive", "negative", None, None, "negative", "positive"]
-    assert len(served.store.step(uid(1)).scores or []) == 1
+    scores = [(score.name, score.label) for score in served.store.step(uid(1)).scores or []]
+    assert scores == [("feedback", "positive"), ("feedback", "withdrawn")]  # however often it changes
     assert served.letta.steps.feedback.create(uid(1)).feedback is None  # as in Letta: nothing said withdraws
+    assert listed(served, has_feedback=False) == [1]
 
 
 def test_withdrawing_also_withdraws_what_was_recorded_elsewhere(served: Served) -> None:
@@ -503,13 +506,18 @@ def test_feedback_recorded_later_is_in_force(served: Served) -> None:
     served.add({"id": uid(1), "scores": [later]})
     assert served.letta.steps.retrieve(uid(1)).feedback == "negative"
     assert served.letta.steps.feedback.create(uid(1), feedback="positive").feedback == "positive"
+    assert (listed(served, feedback="positive"), listed(served, feedback="negative")) == ([1], [])
 
 
 def test_the_same_feedback_again_writes_nothing() -> None:
     scored = record(scores=[{"id": "s", "name": "feedback", "label": "positive", "created_ns": 5}])
     assert feedback_records(scored, "positive", ["web"], 9) == []
     assert feedback_records(record(), None, [], 9) == []
-    assert len(feedback_records(scored, "negative", ["new"], 9)) == 2
+    assert [json.loads(line)["kind"] for line in feedback_records(scored, "negative", ["new"], 9)] == [
+        "score",  # names the verdict before it otherwise
+        "score",
+        "step",
+    ]
 
 
 def test_only_a_score_with_a_verdict_is_feedback() -> None:

@@ -28,7 +28,8 @@ __all__ = [
 
 Json = dict[str, Any]
 FEEDBACK: Final = "feedback"
-CLEARED: Final = "feedback-cleared"
+WITHDRAWN: Final = "withdrawn"
+SUPERSEDED: Final = "feedback-superseded"
 _LABELS: Final = {"positive": 1.0, "negative": 0.0}
 # Letta has no `interrupted`: what ended with its process has failed, and its error says how.
 _STATUSES: Final = {"interrupted": "failed"}
@@ -145,37 +146,34 @@ def _stop_reason(step: StepRecord, generation: Generation) -> str | None:
 
 
 def feedback_of(scores: Iterable[Score]) -> str | None:
-    """Return the verdict in force: that of the latest score named `feedback`, unless it was cleared since."""
-    verdicts = [score for score in scores if score.name == CLEARED or _is_feedback(score)]
-    if not verdicts:
+    """Return the verdict in force: that of the latest score named `feedback`, unless it was withdrawn since."""
+    said = [score for score in scores if score.name == FEEDBACK and score.label in {*_LABELS, WITHDRAWN}]
+    if not said:
         return None
-    latest = max(enumerate(verdicts), key=lambda each: (each[1].created_ns or 0, each[0]))[1]
-    return latest.label if _is_feedback(latest) else None
-
-
-def _is_feedback(score: Score) -> bool:
-    return score.name == FEEDBACK and score.label in _LABELS
+    label = max(enumerate(said), key=lambda each: (each[1].created_ns or 0, each[0]))[1].label
+    return None if label == WITHDRAWN else label
 
 
 def feedback_records(step: StepRecord, feedback: str | None, tags: Sequence[str], now_ns: int) -> list[bytes]:
     """Return the records that make this verdict the one in force, none where it is already.
 
-    Records only ever add, and may be delivered again. So nothing is deleted: one score, whose id follows from the
-    step's, holds the verdict given through this API, and is later than any other. Where the verdict is cleared it is
-    named `feedback-cleared`, as are the scores it withdraws; delivered again, these are still earlier than it.
+    Records only ever add, and may be delivered again. So nothing is deleted: the verdict given through this API is one
+    score, its withdrawal another, whose ids follow from the step's; either is later than all that was said before, so
+    that it stays in force when that is delivered again. Verdicts that no longer hold are named otherwise, so that
+    counts of feedback have one a step.
     """
     records: list[Json] = []
     scores = step.scores or []
     if feedback_of(scores) != feedback:
+        what = FEEDBACK if feedback else f"{FEEDBACK}/{WITHDRAWN}"
+        own = {"kind": "score", "id": derived_id(step.id, what), "step_id": step.id, "name": FEEDBACK, "type": "HUMAN"}
+        verdict = {"label": feedback, "value": _LABELS[feedback]} if feedback else {"label": WITHDRAWN}
         latest = max((score.created_ns or 0 for score in scores), default=0)
-        own = {"kind": "score", "id": derived_id(step.id, FEEDBACK), "step_id": step.id, "type": "HUMAN"}
-        at = {"created_ns": max(now_ns, latest + 1)}
-        if feedback is None:
-            withdrawn = [score.id for score in scores if _is_feedback(score) and score.id != own["id"]]
-            records += [{"kind": "score", "id": id, "step_id": step.id, "name": CLEARED} for id in withdrawn]
-            records.append({**own, "name": CLEARED, **at})
-        else:
-            records.append({**own, "name": FEEDBACK, "label": feedback, "value": _LABELS[feedback], **at})
+        past = [score.id for score in scores if score.name == FEEDBACK and score.label in _LABELS]
+        records += [
+            {"kind": "score", "id": id, "step_id": step.id, "name": SUPERSEDED} for id in past if id != own["id"]
+        ]
+        records.append({**own, **verdict, "created_ns": max(now_ns, latest + 1)})
     if new := [tag for tag in dict.fromkeys(tags) if tag not in (step.tags or ())]:
         records.append({"kind": "step", "id": step.id, "tags": new})
     return [json.encode(record) for record in records]

@@ -41,7 +41,6 @@ from stepwell.server._letta_models import (
 )
 from stepwell.server._letta_pages import Window, find_step, page_of_items, page_of_steps
 from stepwell.server._letta_steps import (
-    feedback_of,
     feedback_records,
     letta_metrics,
     letta_run,
@@ -145,40 +144,28 @@ def list_steps(  # noqa: PLR0917 (FastAPI passes them by name)
     if start_ns is not None and end_ns is not None and start_ns > end_ns:
         raise Problem(400, "start_date must be before end_date")
     filter = StepFilter(
+        agent_id=agent_id,
         model=model,
         service=project_id,
+        trace_ids=trace_ids or None,
         tag=tags or (),
-        trace_id=trace_ids[0] if trace_ids and len(trace_ids) == 1 else None,
+        feedback=feedback,
+        has_feedback=has_feedback,
         since_ns=None if start_ns is None else max(0, start_ns + 1),
         until_ns=end_ns,
     )
-
-    def keep(step: StepRecord) -> bool:
-        verdict = feedback_of(step.scores or ())
-        return (
-            (agent_id is None or step.agent_id == agent_id)
-            and (not trace_ids or step.trace_id in trace_ids)
-            and (feedback is None or verdict == feedback)
-            and (has_feedback is None or (verdict is not None) is has_feedback)
-        )
-
-    return _answer([letta_step(step) for step in page_of_steps(store, filter, window, keep)])
+    return _answer([letta_step(step) for step in page_of_steps(store, filter, window)])
 
 
-@router.get("/steps/{step_id}", response_model=LettaStep)
-def retrieve_step(store: InStore, step_id: StepId) -> Response:
-    """Return one step."""
-    return _answer(letta_step(find_step(store, step_id)))
-
-
-@router.get("/steps/{step_id}/metrics", response_model=LettaMetrics)
+# Ids may hold slashes: so a step is asked for after what is below it.
+@router.get("/steps/{step_id:path}/metrics", response_model=LettaMetrics)
 def retrieve_metrics(store: InStore, step_id: StepId) -> Response:
     """Return how long a step, and the calls of models and tools below it, took."""
     step = find_step(store, step_id)
     return _answer(letta_metrics(step, store.tree(step.id)))
 
 
-@router.get("/steps/{step_id}/trace", response_model=LettaTrace | None)
+@router.get("/steps/{step_id:path}/trace", response_model=LettaTrace | None)
 def retrieve_trace(store: InStore, step_id: StepId) -> Response:
     """Return a step's request to its provider and the response; null for a step without one, or unknown (as Letta)."""
     try:
@@ -188,7 +175,7 @@ def retrieve_trace(store: InStore, step_id: StepId) -> Response:
     return _answer(letta_trace(step))
 
 
-@router.patch("/steps/{step_id}/feedback", response_model=LettaStep)
+@router.patch("/steps/{step_id:path}/feedback", response_model=LettaStep)
 def give_feedback(store: InStore, step_id: StepId, body: FeedbackBody) -> Response:
     """Say whether a step was good or bad; null, or nothing, withdraws what was said. Tags are added to the step's."""
     step = find_step(store, step_id)
@@ -200,7 +187,7 @@ def give_feedback(store: InStore, step_id: StepId, body: FeedbackBody) -> Respon
     return _answer(letta_step(store.step(step.id)))
 
 
-@router.get("/steps/{step_id}/messages", response_model=list[LettaMessage])
+@router.get("/steps/{step_id:path}/messages", response_model=list[LettaMessage])
 def list_step_messages(store: InStore, step_id: StepId, window: MessageWindow) -> Response:
     """List the messages of a step and of those below it, oldest first; of an unknown step there are none (as Letta)."""
     try:
@@ -208,6 +195,12 @@ def list_step_messages(store: InStore, step_id: StepId, window: MessageWindow) -
     except NotFoundError:
         return _answer([])
     return _answer(page_of_items(_messages(store, step.id), window, "Message"))
+
+
+@router.get("/steps/{step_id:path}", response_model=LettaStep)
+def retrieve_step(store: InStore, step_id: StepId) -> Response:
+    """Return one step."""
+    return _answer(letta_step(find_step(store, step_id)))
 
 
 def _messages(store: Store, id: str) -> list[dict[str, Any]]:
@@ -259,23 +252,7 @@ def list_runs(  # noqa: PLR0917 (FastAPI passes them by name)
     return _answer([letta_run(run) for run in page_of_steps(store, filter, window, keep, prefix="run-")])
 
 
-@router.get("/runs/{run_id}", response_model=LettaRun)
-def retrieve_run(store: InStore, run_id: RunId) -> Response:
-    """Return one run."""
-    run = _FIND_RUN(store, run_id)
-    return _answer(letta_run(run, _time_to_first_token(store, run)))
-
-
-def _time_to_first_token(store: Store, run: StepRecord) -> int | None:
-    """Return the nanoseconds from the start of a run to the first token of the first model called in it."""
-    first = next((row for row in store.tree(run.id) if row.type == "llm"), None)
-    ttft_ns = None if first is None else generation_of(store.step(first.id)).ttft_ns
-    if first is None or ttft_ns is None or first.start_ns is None or run.start_ns is None:
-        return None
-    return first.start_ns - run.start_ns + ttft_ns
-
-
-@router.get("/runs/{run_id}/steps", response_model=list[LettaStep])
+@router.get("/runs/{run_id:path}/steps", response_model=list[LettaStep])
 def list_run_steps(store: InStore, run_id: RunId, window: RunStepWindow) -> Response:
     """List the steps of a run, itself included, newest first."""
     id = _run_id(store, run_id)
@@ -294,13 +271,13 @@ def _run_id(store: Store, run_id: str) -> str:
         raise
 
 
-@router.get("/runs/{run_id}/messages", response_model=list[LettaMessage])
+@router.get("/runs/{run_id:path}/messages", response_model=list[LettaMessage])
 def list_run_messages(store: InStore, run_id: RunId, window: MessageWindow) -> Response:
     """List the messages of a run, each once, oldest first."""
     return _answer(page_of_items(_messages(store, _FIND_RUN(store, run_id).id), window, "Message"))
 
 
-@router.get("/runs/{run_id}/usage", response_model=LettaUsage)
+@router.get("/runs/{run_id:path}/usage", response_model=LettaUsage)
 def retrieve_usage(store: InStore, run_id: RunId) -> Response:
     """Return the tokens of all steps of a run together."""
     tree = store.tree(_FIND_RUN(store, run_id).id)
@@ -311,9 +288,25 @@ def _counts(row: StepRow) -> bool:
     return row.input_tokens is not None or row.output_tokens is not None or row.total_tokens is not None
 
 
-@router.get("/runs/{run_id}/trace", response_model=list[dict[str, Any]])
+@router.get("/runs/{run_id:path}/trace", response_model=list[dict[str, Any]])
 def retrieve_run_trace(
     store: InStore, run_id: RunId, limit: Annotated[int, Query(ge=0, description="Most spans to return.")] = 1000
 ) -> Response:
     """Return a run and the steps below it as spans, by start."""
     return _answer(letta_spans(store.tree(_FIND_RUN(store, run_id).id)[:limit]))
+
+
+@router.get("/runs/{run_id:path}", response_model=LettaRun)
+def retrieve_run(store: InStore, run_id: RunId) -> Response:
+    """Return one run."""
+    run = _FIND_RUN(store, run_id)
+    return _answer(letta_run(run, _time_to_first_token(store, run)))
+
+
+def _time_to_first_token(store: Store, run: StepRecord) -> int | None:
+    """Return the nanoseconds from the start of a run to the first token of the first model called in it."""
+    first = next((row for row in store.tree(run.id) if row.type == "llm"), None)
+    ttft_ns = None if first is None else generation_of(store.step(first.id)).ttft_ns
+    if first is None or ttft_ns is None or first.start_ns is None or run.start_ns is None:
+        return None
+    return first.start_ns - run.start_ns + ttft_ns
