@@ -13,14 +13,19 @@ import httpx
 import letta_client
 import pytest
 import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from letta_client import Letta
+from letta_client.types.steps import MessageListResponse
+from pydantic import TypeAdapter
 
 from stepwell.model import Score, StepRecord, decode_record
 from stepwell.server._letta_messages import date_of, letta_messages
+from stepwell.server._letta_pages import Window, page_of_steps
 from stepwell.server._letta_parts import of_message
 from stepwell.server._letta_steps import feedback_of, feedback_records, letta_metrics, letta_step, letta_trace
 from stepwell.server.app import create_app
-from stepwell.store import StepRow, Store, open_store
+from stepwell.store import StepFilter, StepRow, Store, open_store
 
 HOUR_NS = 3_600_000_000_000
 DAY_NS = 1_735_689_600_000_000_000  # 2025-01-01T00:00:00Z
@@ -165,6 +170,33 @@ def test_a_list_is_found_without_its_slash(served: Served) -> None:
     answer = served.http.get("/v1/steps")
     assert (answer.status_code, len(answer.json())) == (200, 1)
     assert served.http.get("/v1/runs").status_code == 200
+
+
+@given(
+    starts=st.lists(st.sampled_from([None, 5, 6, 7]), min_size=1, max_size=25),
+    order=st.sampled_from(["asc", "desc"]),
+    limit=st.integers(1, 6),
+    data=st.data(),
+)
+@settings(max_examples=150)
+def test_any_window_is_the_slice_of_the_list_next_to_its_step(
+    starts: list[int | None], order: Any, limit: int, data: st.DataObject
+) -> None:
+    store = open_store("sqlite::memory:")
+    records = [{**step(at), "start_ns": start, "tags": ["odd"] * (at % 2)} for at, start in enumerate(starts)]
+    lines = [{name: value for name, value in record.items() if value is not None} for record in records]
+    store.add([json.dumps({"kind": "step", **line}).encode() for line in lines])
+    whole = sorted(range(len(starts)), key=lambda at: (-1 if starts[at] is None else starts[at], at))
+    whole = whole if order == "asc" else whole[::-1]
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(whole) - 1)] * 2)))
+    after, before = data.draw(st.sampled_from([True, False])), data.draw(st.sampled_from([True, False]))
+    odd = data.draw(st.booleans())
+    between = whole[first + 1 if after else 0 : last if before else None]
+    kept = [at for at in between if not odd or at % 2]
+    window = Window(limit, order, uid(whole[first]) if after else None, uid(whole[last]) if before else None)
+    page = page_of_steps(store, StepFilter(tag=("odd",) if odd else ()), window)
+    assert numbers(page) == (kept[-limit:] if before else kept[:limit])
+    store.close()
 
 
 # -- filters
@@ -685,12 +717,51 @@ def test_messages_of_letta_itself() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "odd", [7, None, True, [], {}, [1], {"role": 3}, {"role": "user"}, {"role": "assistant", "tool_calls": "x"},
-            {"type": ["x"], "content": [{"type": {}}]}, {"role": "tool"}, {"role": "user", "content": [None, 1.5]}]
-)  # fmt: skip
-def test_no_shape_is_refused(odd: Any) -> None:
-    assert all(isinstance(each["message_type"], str) for each in told(odd))
+WORDS = st.sampled_from(
+    [
+        *("role", "content", "type", "text", "parts", "tool_calls", "function", "arguments", "id", "name", "status"),
+        *("message_type", "tool_call", "tool_call_id", "tool_return", "state", "reasoning", "source", "data", "url"),
+        *("image_url", "approve", "summary", "event_data", "event_type", "message", "is_error", "output"),
+    ]
+)
+VALUES = st.sampled_from(
+    [
+        *("user", "assistant", "tool", "system", "approval", "summary", "text", "image", "image_url", "tool_use"),
+        *(
+            "tool_result",
+            "thinking",
+            "function_call",
+            "redacted_thinking",
+            "base64",
+            "success",
+            "redacted",
+            "compaction",
+        ),
+        *(f"{kind}_message" for kind in ("system", "user", "assistant", "reasoning", "hidden_reasoning", "tool_call")),
+        *(f"{kind}_message" for kind in ("tool_return", "approval_request", "approval_response", "summary", "event")),
+        '{"status": "OK", "message": "m"}',
+    ]
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(0, 1) | VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=6),
+    max_leaves=25,
+)
+
+
+@given(ANY_JSON, ANY_JSON, ANY_JSON)
+@settings(max_examples=600)
+def test_no_shape_is_refused_and_all_are_what_the_client_reads(messages: Any, completion: Any, output: Any) -> None:
+    adapter: TypeAdapter[Any] = TypeAdapter(MessageListResponse)
+    steps = [
+        record(id="a", generation={"messages": messages, "message_completion": completion}),
+        record(id="b", type="tool", input=messages, output=output),
+        record(id="c", type="user_message", output={"content": completion}),
+        record(id="d", type="assistant_message", output=output),
+    ]
+    for message in letta_messages(steps):
+        read = adapter.validate_json(json.dumps(message))
+        assert read.message_type == message["message_type"]
 
 
 RUN = "01930000-0000-7000-8000-0000000000ff"
@@ -932,8 +1003,6 @@ def test_the_client_finds_the_server_well(served: Served) -> None:
 
 
 def test_answers_are_what_the_openapi_schema_says(served: Served) -> None:
-    from pydantic import TypeAdapter
-
     from stepwell.server import _letta_models as models
 
     served.add(*turn(), LLM)
