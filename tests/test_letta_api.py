@@ -154,6 +154,15 @@ def test_a_filter_goes_with_a_cursor_that_it_does_not_keep(served: Served) -> No
     assert listed(served, tags=["even"], order="desc", after=uid(19), limit=2) == [18, 16]
 
 
+def test_dates_hold_also_where_a_cursor_is_outside_of_them(served: Served) -> None:
+    served.add(*(step(number) for number in range(1, 8)))
+    dates = {"start_date": "2025-01-01T03:30", "end_date": "2025-01-01T06:30"}
+    assert listed(served, **dates, after=uid(1), order="asc") == [4, 5, 6]
+    assert listed(served, **dates, after=uid(7), order="desc") == [6, 5, 4]
+    assert listed(served, **dates, before=uid(7), order="asc", limit=2) == [5, 6]
+    assert listed(served, **dates, after=uid(7), order="asc") == []
+
+
 def test_steps_without_a_start_are_paged_too(served: Served) -> None:
     served.add(*({"id": uid(number), "type": "tool", "name": "n"} for number in range(5)), step(5))
     assert numbers(list(served.letta.steps.list(limit=2, order="asc"))) == [0, 1, 2, 3, 4, 5]
@@ -539,6 +548,8 @@ def test_feedback_recorded_later_is_in_force(served: Served) -> None:
     assert served.letta.steps.retrieve(uid(1)).feedback == "negative"
     assert served.letta.steps.feedback.create(uid(1), feedback="positive").feedback == "positive"
     assert (listed(served, feedback="positive"), listed(served, feedback="negative")) == ([1], [])
+    served.add({"id": uid(1), "scores": [later]})  # delivered again
+    assert served.letta.steps.retrieve(uid(1)).feedback == "positive"
 
 
 def test_the_same_feedback_again_writes_nothing() -> None:
@@ -698,6 +709,8 @@ def test_messages_of_letta_itself() -> None:
         {"role": "tool", "tool_call_id": "p1", "content": '{"status": "Failed", "message": "no", "time": "now"}'},
         {"role": "tool", "tool_call_id": "p2", "content": '{"status": "OK", "message": "done"}'},
         {"message_type": "event_message", "event_type": "other", "event_data": {}},
+        {"message_type": "tool_call_message", "tool_call": {"name": "a", "arguments": {"b": 1}, "tool_call_id": "q"}},
+        {"message_type": "assistant_message", "content": ["x", {"type": "text", "text": "y"}]},
     ) == [
         event,
         {"message_type": "summary_message", "summary": "They greeted."},
@@ -714,6 +727,8 @@ def test_messages_of_letta_itself() -> None:
             "message_type": "user_message",
             "content": '{"message_type":"event_message","event_type":"other","event_data":{}}',
         },
+        call("a", '{"b":1}', "q"),
+        {"message_type": "assistant_message", "content": [{"type": "text", "text": t} for t in ("x", "y")]},
     ]
 
 
