@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import letta_client
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from letta_client import Letta
 from letta_client.types.steps import MessageListResponse
 from pydantic import TypeAdapter
+from served import AppServer
 
 from stepwell.model import Score, StepRecord, decode_record
 from stepwell.server._letta_messages import date_of, letta_messages
 from stepwell.server._letta_pages import Window, page_of_steps
 from stepwell.server._letta_parts import of_message
 from stepwell.server._letta_steps import feedback_of, feedback_records, letta_metrics, letta_step, letta_trace
-from stepwell.server.app import create_app
-from stepwell.store import StepFilter, StepRow, Store, open_store
+from stepwell.store import StepFilter, StepRow, open_store
 
 HOUR_NS = 3_600_000_000_000
 DAY_NS = 1_735_689_600_000_000_000  # 2025-01-01T00:00:00Z
 
 
 class Served:
-    """A store, and clients of the server over it."""
+    """A server, and clients of it."""
 
-    def __init__(self, store: Store, url: str) -> None:
-        self.store = store
-        self.url = url
-        self.letta = Letta(base_url=url, api_key="none", _strict_response_validation=True, max_retries=0)
-        self.http = httpx.Client(base_url=url, timeout=30)
+    def __init__(self, server: AppServer) -> None:
+        self.store = server.store
+        self.url = server.url
+        self.http = server.client
+        self.letta = Letta(base_url=server.url, api_key="none", _strict_response_validation=True, max_retries=0)
 
     def add(self, *records: dict[str, Any]) -> None:
         result = self.store.add([json.dumps({"kind": "step", **record}).encode() for record in records])
@@ -47,23 +44,10 @@ class Served:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
-    store = open_store(f"sqlite:{folder / 'steps.db'}")
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(store, home=folder), host="127.0.0.1", port=0, log_level="warning", ws="none")
-    )
-    sockets = [server.config.bind_socket()]
-    thread = threading.Thread(target=server.run, args=(sockets,), name="server of a test")
-    thread.start()
-    served = Served(store, "http://{}:{}".format(*sockets[0].getsockname()))
-    try:
-        yield served
-    finally:
-        served.letta.close()
-        served.http.close()
-        server.should_exit = True
-        thread.join(30)
-        store.close()
-        assert not thread.is_alive()
+    with AppServer(folder) as server:
+        served = Served(server)
+        with served.letta:
+            yield served
 
 
 @pytest.fixture
@@ -765,7 +749,7 @@ ANY_JSON = st.recursive(
 
 
 @given(ANY_JSON, ANY_JSON, ANY_JSON)
-@settings(max_examples=600)
+@settings(max_examples=120)
 def test_no_shape_is_refused_and_all_are_what_the_client_reads(messages: Any, completion: Any, output: Any) -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(MessageListResponse)
     steps = [

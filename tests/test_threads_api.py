@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import uvicorn
 from msgspec import structs
+from served import AppServer
 
 from stepwell.model import Score
 from stepwell.server import threads
-from stepwell.server.app import create_app
-from stepwell.store import StepRow, Store, ThreadRow, open_store
+from stepwell.store import StepRow, ThreadRow
 
 DAY_NS = 1_735_689_600_000_000_000
 
 
 class Served:
-    def __init__(self, store: Store, url: str) -> None:
-        self.store = store
-        self.http = httpx.Client(base_url=url, timeout=30)
+    def __init__(self, server: AppServer) -> None:
+        self.store = server.store
+        self.http = server.client
 
     def add(self, *records: dict[str, Any]) -> None:
         assert self.store.add([json.dumps(record).encode() for record in records]).rejected == ()
@@ -48,22 +45,8 @@ class Served:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Served]:
-    store = open_store(f"sqlite:{folder / 'steps.db'}")
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(store, home=folder), host="127.0.0.1", port=0, log_level="warning", ws="none")
-    )
-    sockets = [server.config.bind_socket()]
-    thread = threading.Thread(target=server.run, args=(sockets,), name="server of a test")
-    thread.start()
-    served = Served(store, "http://{}:{}".format(*sockets[0].getsockname()))
-    try:
-        yield served
-    finally:
-        served.http.close()
-        server.should_exit = True
-        thread.join(30)
-        store.close()
-        assert not thread.is_alive()
+    with AppServer(folder) as server:
+        yield Served(server)
 
 
 @pytest.fixture(scope="module")
