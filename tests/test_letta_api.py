@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from served import AppServer
 
 from stepwell.model import Score, StepRecord, decode_record
+from stepwell.server._keys import KeyRing
 from stepwell.server._letta_messages import date_of, letta_messages
 from stepwell.server._letta_pages import Window, page_of_steps
 from stepwell.server._letta_parts import of_message
@@ -277,6 +278,46 @@ def test_what_is_wrong_is_raised_as_the_clients_own_error(
         call(filtered.letta)
     body: Any = raised.value.body  # type: ignore[attr-defined]
     assert body["detail"] == body["error"]["message"]
+
+
+def test_the_schema_says_that_errors_have_a_detail(filtered: Served) -> None:
+    schema = filtered.http.get("/openapi.json").json()
+    answer = schema["paths"]["/v1/steps/{step_id}"]["get"]["responses"]["default"]
+    assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/LettaError"}
+    assert schema["components"]["schemas"]["LettaError"]["required"] == ["error", "detail"]
+
+
+def test_a_key_lets_the_client_do_what_its_scopes_say(tmp_path: Path) -> None:
+    with AppServer(tmp_path) as server:
+        server.store.add([json.dumps({"kind": "step", **step(1)}).encode()])
+        secret = KeyRing(tmp_path).add("reader", ["read"])
+        with Letta(base_url=server.url, api_key=secret) as letta:
+            assert numbers(letta.steps.list().items) == [1]
+            with pytest.raises(letta_client.PermissionDeniedError, match="has no scope 'ingest'"):
+                letta.steps.feedback.create(uid(1), feedback="positive")
+        with Letta(base_url=server.url, api_key="wrong") as letta, pytest.raises(letta_client.AuthenticationError):
+            letta.steps.list()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/v1/steps/%ff%00/metrics", None, 404),
+        ("GET", "/v1/steps/?limit=99999999999999999999999", None, 200),
+        ("GET", "/v1/steps/?" + "&".join(f"trace_ids={at}" for at in range(1001)), None, 422),
+        ("GET", "/v1/steps/?start_date=0001-01-01T00:00:00%2B23:59", None, 200),
+        ("GET", "/v1/steps/?end_date=9999-12-31T23:59:59-23:59", None, 200),
+        ("PATCH", "/v1/steps/x/feedback", b'{"tags": ["\\ud800"]}', 422),
+        ("PATCH", "/v1/steps/x/feedback", b"[]", 422),
+        ("PATCH", "/v1/steps/x/feedback", b"\xff", 400),
+        ("DELETE", "/v1/steps/x", None, 405),
+        ("GET", "/v1/runs//steps", None, 422),
+    ],
+)
+def test_odd_requests_are_answered(filtered: Served, method: str, path: str, body: bytes | None, status: int) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = filtered.http.request(method, path, content=body, headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
 
 
 # -- one step

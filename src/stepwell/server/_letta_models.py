@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from stepwell.server._errors import ErrorBody
 
 __all__ = [
     "FeedbackBody",
+    "LettaError",
     "LettaMessage",
     "LettaMetrics",
     "LettaRun",
@@ -16,9 +19,12 @@ __all__ = [
     "LettaUsage",
     "RunStatus",
     "StopReason",
+    "Text",
     "Verdict",
 ]
 
+# With a bound, pydantic also refuses half of a surrogate pair, which JSON can spell and UTF-8 can't.
+Text = Annotated[str, Field(max_length=100_000)]
 Verdict = Literal["positive", "negative"]
 RunStatus = Literal["created", "running", "completed", "failed", "cancelled"]
 StopReason = Literal[
@@ -42,7 +48,13 @@ class FeedbackBody(BaseModel):
     """What is thought of a step."""
 
     feedback: Verdict | None = None
-    tags: list[str] | None = None
+    tags: list[Text] | None = None
+
+
+class LettaError(ErrorBody):
+    """The body of every answer that is no success; `detail` is the error's message, where Letta's clients look."""
+
+    detail: str
 
 
 class LettaStep(BaseModel):

@@ -29,6 +29,7 @@ from stepwell.server._errors import Problem, explain
 from stepwell.server._letta_messages import generation_of, letta_messages
 from stepwell.server._letta_models import (
     FeedbackBody,
+    LettaError,
     LettaMessage,
     LettaMetrics,
     LettaRun,
@@ -78,7 +79,12 @@ class _LettaRoute(APIRoute):
         return handle_letta
 
 
-router = APIRouter(prefix="/v1", tags=["letta"], route_class=_LettaRoute)
+router = APIRouter(
+    prefix="/v1",
+    tags=["letta"],
+    route_class=_LettaRoute,
+    responses={"default": {"model": LettaError, "description": "An error"}},
+)
 
 StepId = Annotated[str, Path(min_length=1, max_length=_MAX_ID, description="With `step-` before it or without.")]
 RunId = Annotated[str, Path(min_length=1, max_length=_MAX_ID, description="With `run-` before it or without.")]

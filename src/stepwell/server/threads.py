@@ -18,6 +18,7 @@ from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import Score, ScoreRecord, Status, StepType, encode_record
 from stepwell.server._access import InStore
 from stepwell.server._errors import Problem
+from stepwell.server._letta_models import Text
 from stepwell.store import MAX_PAGE, Order, StepFilter, StepRow, ThreadFilter, ThreadRow
 
 __all__ = ["router"]
@@ -101,9 +102,9 @@ class NewScore(BaseModel):
     id: str | None = Field(default=None, min_length=1, max_length=MAX_ID_CHARACTERS)
     type: Literal["HUMAN", "CODE", "AI"] = "HUMAN"
     value: float | None = Field(default=None, allow_inf_nan=False)
-    label: str | None = None
-    comment: str | None = None
-    tags: list[str] | None = None
+    label: Text | None = None
+    comment: Text | None = None
+    tags: list[Text] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> NewScore:
