@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from stepwell.server._errors import ErrorBody
 
@@ -23,8 +23,13 @@ __all__ = [
     "Verdict",
 ]
 
-# With a bound, pydantic also refuses half of a surrogate pair, which JSON can spell and UTF-8 can't.
-Text = Annotated[str, Field(max_length=100_000)]
+
+def _checked_text(text: str) -> str:
+    text.encode()  # UnicodeEncodeError is a ValueError, which is what pydantic expects
+    return text
+
+
+Text = Annotated[str, AfterValidator(_checked_text)]  # JSON can spell half of a surrogate pair, which UTF-8 can't
 Verdict = Literal["positive", "negative"]
 RunStatus = Literal["created", "running", "completed", "failed", "cancelled"]
 StopReason = Literal[
@@ -52,9 +57,12 @@ class FeedbackBody(BaseModel):
 
 
 class LettaError(ErrorBody):
-    """The body of every answer that is no success; `detail` is the error's message, where Letta's clients look."""
+    """The body of every answer that is no success."""
 
-    detail: str
+    detail: str = Field(
+        default="",
+        description="The error's message, where Letta's clients look. Absent where a key or origin was refused.",
+    )
 
 
 class LettaStep(BaseModel):

@@ -50,7 +50,7 @@ from stepwell.server._letta_steps import (
     letta_trace,
     letta_usage,
 )
-from stepwell.store import Order, StepFilter, StepRow, Store
+from stepwell.store import MAX_PAGE, Order, StepFilter, StepRow, Store
 
 __all__ = ["router"]
 
@@ -137,7 +137,7 @@ def list_steps(  # noqa: PLR0917 (FastAPI passes them by name)
     agent_id: str | None = None,
     model: str | None = None,
     project_id: Annotated[str | None, Query(description="The `service` that recorded the step.")] = None,
-    trace_ids: Annotated[list[str] | None, Query()] = None,
+    trace_ids: Annotated[list[str] | None, Query(max_length=MAX_PAGE)] = None,
     tags: Annotated[list[str] | None, Query(description="A step must have all of them.")] = None,
     feedback: Verdict | None = None,
     has_feedback: bool | None = None,
