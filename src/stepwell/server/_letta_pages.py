@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, takewhile
 from typing import Any, Final
 
 from stepwell.errors import NotFoundError
@@ -56,17 +57,16 @@ def page_of_steps(
     passed = _Passed(store, after, window.order) if before is not None and after is not None else None
     if passed is not None and before is not None and before.id != passed.id and passed(before.id, before.start_ns):
         raise Problem(400, "'before' reference must be later than 'after' reference")
-    found: list[StepRecord] = []
     wanted = min(window.limit, MAX_PAGE)
+    rows: Iterator[StepRow] = iter(())
     if wanted:
-        for row in _rows(store, filter, after if before is None else before, order, wanted):
-            if passed is not None and passed(row.id, row.start_ns):
-                break
-            step = store.step(row.id)
-            if keep is None or keep(step):
-                found.append(step)
-                if len(found) == wanted:
-                    break
+        rows = _rows(store, filter, after if before is None else before, order, wanted)
+    if passed is not None:
+        rows = takewhile(lambda row: not passed(row.id, row.start_ns), rows)
+    found: list[StepRecord] = []
+    while len(found) < wanted and (ids := [row.id for row in islice(rows, wanted)]):
+        found += [step for step in store.steps_in_full(ids) if keep is None or keep(step)]
+    del found[wanted:]
     return found if before is None else found[::-1]
 
 
