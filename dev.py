@@ -32,6 +32,7 @@ STEPS = [
     ("benchmark, latency", ["python", "-W", "error", "benchmarks/latency.py", "--smoke"]),
     ("benchmark, soak", ["python", "-W", "error", "benchmarks/soak.py", "--smoke"]),
     ("benchmark, store", ["python", "-W", "error", "benchmarks/store.py", "--smoke"]),
+    ("benchmark, server", ["python", "-W", "error", "benchmarks/server.py", "--smoke"]),
     ("benchmark, memory", ["python", "-W", "error", "benchmarks/memory.py", "--smoke"]),
 ]
 

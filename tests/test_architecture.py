@@ -111,8 +111,6 @@ ORDER = [
     "server._letta_models",
     "server.letta",
     "server.threads",
-    "server._ingest",
-    "server._blobs",
     "server.app",
     "server._logs",
     "server._run",
