@@ -32,7 +32,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from overhead import ANSWER, DOCUMENTS, HISTORY, MESSAGES, QUESTION, RESPONSE, opentelemetry_agent, serve_sink
+from overhead import HISTORY, QUESTION, opentelemetry_agent, serve_sink, stepwell_agent
 
 LIMIT_US = 1000.0
 TEXT = (QUESTION * 3)[:740]
@@ -62,21 +62,7 @@ def works_with_stepwell() -> dict[str, Work]:
     def lookup(text: str) -> str:
         return TEXT
 
-    @sw.retrieval
-    def retrieve(query: str, k: int) -> Any:
-        return DOCUMENTS
-
-    @sw.tool
-    def read(name: str) -> Any:
-        return ANSWER
-
-    @sw.run
-    def agent(question: str) -> str:
-        retrieve(question, 3)
-        read("well")
-        with sw.llm("answer", model="gpt-4o", provider="openai", messages=MESSAGES, temperature=0) as step:
-            step.output = RESPONSE
-        return ANSWER
+    agent = stepwell_agent()
 
     def history() -> None:
         with sw.llm("answer", model="gpt-4o", messages=HISTORY):

@@ -148,10 +148,9 @@ def _configure() -> Callable[[], object]:
     return lambda: sw.flush(60)
 
 
-def agent_stepwell(steps: int, _: str) -> Row:
+def stepwell_agent() -> Callable[[str], str]:
+    """Make the agent that is recorded: a run with a retrieval, a tool and a call of a model."""
     import stepwell as sw
-
-    flush = _configure()
 
     @sw.retrieval
     def retrieve(query: str, k: int) -> Any:
@@ -169,6 +168,12 @@ def agent_stepwell(steps: int, _: str) -> Row:
             step.output = RESPONSE
         return ANSWER
 
+    return agent
+
+
+def agent_stepwell(steps: int, _: str) -> Row:
+    flush = _configure()
+    agent = stepwell_agent()
     return measure(lambda: _drop(agent(QUESTION)), flush, steps, 4)
 
 

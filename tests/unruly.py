@@ -135,19 +135,19 @@ def deaf(exchange: Exchange) -> None:
 
 def drip(exchange: Exchange) -> None:
     """Answer a byte of a header at a time, for ever."""
-    exchange.take()
-    exchange.socket.sendall(b"HTTP/1.1 200 OK\r\nX-Drip: ")
-    while not exchange.server.closing.wait(0.02):
-        exchange.socket.sendall(b"x")
-    exchange.hang_up()
+    _drip(exchange, b"HTTP/1.1 200 OK\r\nX-Drip: ", b"x")
 
 
 def drip_body(exchange: Exchange) -> None:
     """Answer well, but a byte of the body at a time, for ever."""
+    _drip(exchange, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" ")
+
+
+def _drip(exchange: Exchange, head: bytes, drop: bytes) -> None:
     exchange.take()
-    exchange.socket.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    exchange.socket.sendall(head)
     while not exchange.server.closing.wait(0.02):
-        exchange.socket.sendall(b" ")
+        exchange.socket.sendall(drop)
     exchange.hang_up()
 
 

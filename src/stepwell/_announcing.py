@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from stepwell._recorder import MAX_ANNOUNCED, Recorder
-from stepwell._session import note_open
+from stepwell._session import interruption, note_open
 
 __all__ = ["Announcer"]
 
@@ -42,7 +42,7 @@ class Announcer:
         self._announce()
         self._forget_ended()
         for id in self._recorder.announced:
-            append(b'{"kind":"step","id":"%b","status":"interrupted"}' % id.encode())
+            append(interruption(id))
         if session is not None and session == self._noted_in:
             note_open(session, ())
 

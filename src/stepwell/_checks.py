@@ -26,6 +26,7 @@ __all__ = [
     "checked_name",
     "checked_parameters",
     "checked_tags",
+    "is_loopback",
     "shown",
     "without_credentials",
 ]
@@ -66,6 +67,16 @@ def _masked(text: str) -> str:
 def without_credentials(text: str) -> str:
     """Return a text without what stands between the `://` and the last `@` of URLs in it: keys are not told."""
     return _CREDENTIALS.sub("", text)
+
+
+def is_loopback(address: str) -> bool:
+    """Say whether it is an IP address of this machine alone; a name is none."""
+    import ipaddress  # only what talks to a server, or is one, needs it
+
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def checked_id(value: object, what: str) -> str:

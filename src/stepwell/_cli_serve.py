@@ -24,7 +24,7 @@ def serve(home: Path | None, store: str | None, host: str, port: int, out: Outpu
     try:
         from stepwell.server._keys import KeyRing
         from stepwell.server._logs import log_as_json
-        from stepwell.server._run import is_loopback, listen, run, url_of
+        from stepwell.server._run import is_private, listen, run, url_of
         from stepwell.server.app import create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"the server needs {error.name}: pip install 'stepwell[server]'") from error
@@ -34,7 +34,7 @@ def serve(home: Path | None, store: str | None, host: str, port: int, out: Outpu
     try:
         listening = listen(host, port)
         with listening:
-            if not is_loopback(listening) and not keys:
+            if not is_private(listening) and not keys:
                 raise UsageError(f"--host {host} is for other machines too, so it needs keys: stepwell keys add NAME")
 
             def tell() -> None:

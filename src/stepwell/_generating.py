@@ -15,17 +15,17 @@ from typing import Any, Final, cast
 
 import orjson
 
-from stepwell._context import attach, get_current
+from stepwell._context import Context, attach, get_current
 from stepwell._frames import hide_own_frame
 from stepwell._recorder import RECORDER
 from stepwell._step import Step
 
-__all__ = ["Body", "MakeBody", "drive", "drive_async"]
+__all__ = ["Body", "Inside", "MakeBody", "drive", "drive_async"]
 
 MAX_ITEMS: Final = 10_000  # yielded items kept as a generator's output
 MAX_ITEM_BYTES: Final = 4 * 1024 * 1024
 
-MakeBody = Callable[[tuple[Any, ...], dict[str, Any]], "Body"]
+MakeBody = Callable[[tuple[Any, ...], dict[str, Any]], "Inside"]
 
 
 def drive(function: Callable[..., Any], make_body: MakeBody) -> Callable[..., Any]:
@@ -83,19 +83,12 @@ def drive_async(function: Callable[..., Any], make_body: MakeBody) -> Callable[.
     return wrapper
 
 
-class Body:
-    """A generator's own code: the context it runs in, the time it takes, and what it yields."""
+class Inside:
+    """A generator's own code: the context it runs in, which it may change, and the time it takes."""
 
-    def __init__(self, step: Step, keep: bool | None) -> None:
-        """Take the context that is current now for the body, and give the caller back the one before the step."""
-        self._step = step
-        self._keep = RECORDER.capture_output if keep is None else keep
-        self._inside = get_current()
+    def __init__(self, context: Context) -> None:
+        self._inside = context
         self._active_ns = 0
-        self._items: list[bytes] = []
-        self._texts: list[Any] | None = []  # the items as long as all are strings, or all are bytes
-        self._count = self._kept = self._size = 0
-        step._restore()
 
     def run(self, advance: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the code up to its next yield, in its own context, and put the caller's back."""
@@ -128,6 +121,26 @@ class Body:
         self._active_ns += RECORDER.monotonic_ns() - began
         self._inside = get_current()
         attach(outside)
+
+    def note(self, item: object) -> None:
+        """Hear of an item that was yielded."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Hear of the end, and of what was raised."""
+
+
+class Body(Inside):
+    """The same with a step, and with what is yielded."""
+
+    def __init__(self, step: Step, keep: bool | None) -> None:
+        """Take the context that is current now for the body, and give the caller back the one before the step."""
+        super().__init__(get_current())
+        self._step = step
+        self._keep = RECORDER.capture_output if keep is None else keep
+        self._items: list[bytes] = []
+        self._texts: list[Any] | None = []  # the items as long as all are strings, or all are bytes
+        self._count = self._kept = self._size = 0
+        step._restore()
 
     def note(self, item: object) -> None:
         """Keep what was yielded, as it is now, within bounds."""

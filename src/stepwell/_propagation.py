@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -29,11 +28,11 @@ from stepwell._context import (
     thread_of,
 )
 from stepwell._frames import hide_own_frame, named_as, wrap_for
-from stepwell._generating import Body, drive, drive_async
+from stepwell._generating import Inside, drive, drive_async
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
 from stepwell._values import first_pairs, is_short
-from stepwell._vocabulary import MAX_ID_CHARACTERS
+from stepwell._vocabulary import MAX_ID_CHARACTERS, is_uuid
 from stepwell.errors import UsageError
 
 __all__ = ["bind", "bound_to", "carry_settings", "extract", "inject", "run_in"]
@@ -46,7 +45,6 @@ _THREAD_BAGGAGE: Final = "stepwell.thread_id"
 _USER_BAGGAGE: Final = "stepwell.user"
 _RUN_BAGGAGE: Final = "stepwell.root_run_id"
 _BLOCK_KEY: Final = create_key("stepwell-block")
-_UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def bind(function: Callable[P, R]) -> Callable[P, R]:
@@ -118,11 +116,11 @@ def _awaiting(context: Context, function: Callable[..., Any]) -> Callable[..., A
 
 
 def _generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
-    return drive(function, lambda _, __: _BoundBody(context))
+    return drive(function, lambda _, __: Inside(context))
 
 
 def _async_generating(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
-    return drive_async(function, lambda _, __: _BoundBody(context))
+    return drive_async(function, lambda _, __: Inside(context))
 
 
 _KINDS: Final = (
@@ -130,23 +128,6 @@ _KINDS: Final = (
     (inspect.isgeneratorfunction, _generating),
     (inspect.isasyncgenfunction, _async_generating),
 )
-
-
-class _BoundBody(Body):
-    """The code of a bound generator: each time it goes on, it does so in the context it was bound to."""
-
-    def __init__(self, context: Context) -> None:
-        self._inside = context
-        self._active_ns = 0
-
-    def note(self, item: object) -> None:
-        pass
-
-    def end(self, error: BaseException | None) -> None:
-        pass
-
-    def __del__(self) -> None:
-        pass
 
 
 class _Bound(functools.partial[Any]):
@@ -303,6 +284,6 @@ def _continued(headers: Mapping[str, str], previous: Context) -> Context:
         remote = Thread(RECORDER, thread_id, user=user if isinstance(user, str) else None)
         context = Context({**context, THREAD_KEY: remote})
     run_id = baggage.get_baggage(_RUN_BAGGAGE, context)
-    if isinstance(run_id, str) and _UUID.fullmatch(run_id):  # it goes into records as it is
+    if isinstance(run_id, str) and is_uuid(run_id):  # it goes into records as it is
         context = Context({**context, RUN_KEY: run_id})
     return context

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import random
-import re
 import sys
 import time
 from collections import Counter, deque
@@ -29,7 +28,7 @@ import orjson
 from stepwell._capture import FAILED_TEXT, Capture
 from stepwell._checks import shown
 from stepwell._values import class_name
-from stepwell._vocabulary import STEP_TYPES
+from stepwell._vocabulary import STEP_TYPES, is_uuid
 from stepwell.errors import UsageError
 
 if TYPE_CHECKING:  # the modules above this one
@@ -47,7 +46,6 @@ MAX_ANNOUNCED: Final = 10_000  # steps that are known to be open for long; more 
 MAX_LABEL_CHARACTERS: Final = 1000  # of names and words remembered as JSON: 4096 of each are kept
 MAX_REASON_CHARACTERS: Final = 1000  # of the text of an error in a line of the log
 MAX_CALL_SITES: Final = 1000  # remembered as warned about; beyond that, warnings of new ones are only counted
-_UUID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 MAX_LOGGED_CHARACTERS: Final = 32 * 1024
 _LAYOUT: Final = logging.Formatter()
 _SAMPLE_ALL: Final = 1 << 56
@@ -189,7 +187,7 @@ class Recorder:
 
     def id_json(self, id: str) -> bytes:
         """Return an id as JSON. A UUID is no secret, and what a rule made of it would name nothing any more."""
-        return b'"%b"' % id.encode() if _UUID.fullmatch(id) else self.text(id)
+        return b'"%b"' % id.encode() if is_uuid(id) else self.text(id)
 
     def mask(self, line: logging.LogRecord) -> bool:
         """Mask a line of the log, its traceback included: its handlers see nothing else."""

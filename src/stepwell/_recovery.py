@@ -24,6 +24,7 @@ from stepwell._session import (
     DONE,
     CursorFile,
     Position,
+    interruption,
     is_locked,
     read_open,
     remove_session,
@@ -49,7 +50,7 @@ class LeftOpen:
         return bool(self._ids)
 
     def see(self, frame: bytes) -> None:
-        """Take note of a frame of the process: the list of what is open is half a second older than the last ones."""
+        """Take note of a frame of the process: the list of what is open may be a heartbeat older than the last."""
         if self._ids and b'"status":"pending"' not in frame:
             self._ended.add(frame[_ID].decode("ascii", "replace"))
 
@@ -58,7 +59,7 @@ class LeftOpen:
         for number, id in enumerate(self._ids, start=1):
             place = Position(INTERRUPTED, number)
             if place > start and id not in self._ended:
-                yield place, b'{"kind":"step","id":"%b","status":"interrupted"}' % id.encode()
+                yield place, interruption(id)
 
 
 class OrphanSource:

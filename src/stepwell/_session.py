@@ -31,6 +31,7 @@ __all__ = [
     "CursorFile",
     "Position",
     "Session",
+    "interruption",
     "is_locked",
     "note_open",
     "read_open",
@@ -153,6 +154,11 @@ def note_open(session: Path, ids: Iterable[str]) -> None:
     written = session / f"{_OPEN}.new"
     written.write_text("".join(f"{id}\n" for id in ids))
     written.replace(session / _OPEN)
+
+
+def interruption(id: str) -> bytes:
+    """Return the update of a step whose end nobody will see."""
+    return b'{"kind":"step","id":"%b","status":"interrupted"}' % id.encode()
 
 
 def read_open(session: Path) -> list[str]:

@@ -16,7 +16,6 @@ answers `{"missing": [...]}`; `PUT /v1/blobs/SHA256` takes the bytes.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import time
@@ -29,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 from msgspec import DecodeError, Struct, json
 
-from stepwell._checks import without_credentials
+from stepwell._checks import is_loopback, without_credentials
 from stepwell._vocabulary import SDK
 from stepwell.blobs import BlobStore
 from stepwell.errors import ExportError, RejectedError, UsageError
@@ -296,14 +295,11 @@ def _parse(url: str) -> _Target:
     if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
         shown += f":{port}"
     api_key = unquote(parts.password or parts.username or "")
-    return _Target(f"{parts.scheme}://{shown}", parts.path.rstrip("/"), _is_loopback(host), api_key)
+    return _Target(f"{parts.scheme}://{shown}", parts.path.rstrip("/"), _is_this_machine(host), api_key)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+def _is_this_machine(host: str) -> bool:
+    return is_loopback(host) or host == "localhost" or host.endswith(".localhost")
 
 
 # -- compression

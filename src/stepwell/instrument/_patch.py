@@ -13,7 +13,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-__all__ = ["Method", "Patch", "is_worker"]
+from stepwell._frames import hide_own_frame
+
+__all__ = ["Method", "Patch", "handing_over", "is_worker"]
 
 Method = Callable[..., Any]
 
@@ -59,6 +61,26 @@ class Patch:
                 return True
             found = getattr(found, "__wrapped__", None)
         return False
+
+
+def handing_over(carry: Callable[[Any, Any], Any]) -> Callable[[Method, Patch], Method]:
+    """Return what wraps a method whose first argument, or `func`, is a function; it gets `carry(pool, function)`."""
+
+    def make(original: Method, patch: Patch) -> Method:
+        def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            try:
+                if patch.on and args:
+                    args = (carry(self, args[0]), *args[1:])
+                elif patch.on and "func" in kwargs:
+                    kwargs["func"] = carry(self, kwargs["func"])
+                return original(self, *args, **kwargs)
+            except BaseException as error:
+                hide_own_frame(error)
+                raise
+
+        return submit
+
+    return make
 
 
 def is_worker(started: Any, base: type[Any]) -> bool:

@@ -8,13 +8,13 @@ What must stay true: as for threads; and what can't be pickled fails as it does 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Final
 
 from stepwell._context import Context, get_current
 from stepwell._frames import hide_own_frame
 from stepwell._propagation import bound_to, carry_settings
 from stepwell._recorder import RECORDER
-from stepwell.instrument._patch import Method, Patch, is_worker
+from stepwell.instrument._patch import Method, Patch, handing_over, is_worker
 from stepwell.instrument._registry import instrument, instrumented
 from stepwell.instrument.threads import POOL_METHODS, put_back
 
@@ -68,24 +68,10 @@ def _run(run: Method, names: tuple[str, ...]) -> None:
         raise
 
 
-def _submitting(original: Method, patch: Patch) -> Method:
+def _carried(pool: object, function: Any) -> Any:
     from multiprocessing.pool import ThreadPool
 
-    def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if not patch.on or isinstance(self, ThreadPool):
-                return original(self, *args, **kwargs)
-            if args:
-                return original(self, _carried(args[0]), *args[1:], **kwargs)
-            if "func" in kwargs:
-                kwargs["func"] = _carried(kwargs["func"])
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_own_frame(error)
-            raise
-
-    return submit
+    return bound_to(get_current(), function) if callable(function) and not isinstance(pool, ThreadPool) else function
 
 
-def _carried(function: Any) -> Any:
-    return bound_to(get_current(), function) if callable(function) else function
+_submitting: Final = handing_over(_carried)

@@ -17,7 +17,7 @@ from stepwell._context import Context, get_current
 from stepwell._frames import hide_own_frame
 from stepwell._propagation import run_in
 from stepwell._recorder import RECORDER
-from stepwell.instrument._patch import Method, Patch, is_worker
+from stepwell.instrument._patch import Method, Patch, handing_over, is_worker
 
 __all__ = ["POOL_METHODS", "patches", "put_back"]
 
@@ -73,18 +73,8 @@ def put_back(started: object, before: Method | None) -> None:
         vars(started)["run"] = before
 
 
-def _submitting(original: Method, patch: Patch) -> Method:
-    def submit(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        try:
-            if not patch.on:
-                return original(self, *args, **kwargs)
-            if args:
-                return original(self, functools.partial(run_in, get_current(), args[0]), *args[1:], **kwargs)
-            if "func" in kwargs:
-                kwargs["func"] = functools.partial(run_in, get_current(), kwargs["func"])
-            return original(self, *args, **kwargs)
-        except BaseException as error:
-            hide_own_frame(error)
-            raise
+def _carried(_: object, function: Any) -> Any:
+    return functools.partial(run_in, get_current(), function)
 
-    return submit
+
+_submitting: Final = handing_over(_carried)

@@ -18,9 +18,9 @@ from stepwell.server._keys import Scope
 from stepwell.server._places import Place, Places
 from stepwell.store import Store
 
-__all__ = ["Access", "InPlace", "InStore", "place_of", "require", "store_of"]
+__all__ = ["READING", "Access", "InPlace", "InStore", "place_of", "require", "store_of", "unauthorized"]
 
-_READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # For the schema alone: the key was looked at before the request came here.
 _bearer: Final = HTTPBearer(auto_error=False, description="A key made by: stepwell keys add NAME")
 
@@ -37,18 +37,23 @@ class Access(NamedTuple):
         return scope in self.scopes or "admin" in self.scopes
 
 
+def unauthorized(message: str) -> Problem:
+    """Return what says that a request has not shown who it is from."""
+    return Problem(401, message, headers={"WWW-Authenticate": "Bearer"})
+
+
 def access_of(request: Request) -> Access:
     """Return what was found out about a request. Raises `Problem`."""
     access = cast("Any", request.scope.get("state") or {}).get("access")
     if not isinstance(access, Access):
-        raise Problem(401, "a key is needed: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+        raise unauthorized("a key is needed: Authorization: Bearer KEY")
     return access
 
 
 def check(request: Request, scope: Scope | None = None) -> Access:
     """Return a request's access; without a `scope` it needs `read` to read, else `ingest`. Raises `Problem`."""
     access = access_of(request)
-    needed: Scope = scope or ("read" if request.method in _READING else "ingest")
+    needed: Scope = scope or ("read" if request.method in READING else "ingest")
     if not access.may(needed):
         raise Problem(403, f"the key {access.key!r} has no scope {needed!r}")
     return access

@@ -11,9 +11,7 @@ What must stay true:
 
 from __future__ import annotations
 
-import ipaddress
 import time
-from http import HTTPStatus
 from logging import getLogger
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,7 +20,8 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepwell.server._access import Access
+from stepwell._checks import is_loopback
+from stepwell.server._access import READING, Access, unauthorized
 from stepwell.server._body import too_large
 from stepwell.server._errors import Problem, explain
 from stepwell.server._keys import ALL_SCOPES, Failures, KeyRing
@@ -33,7 +32,6 @@ __all__ = ["Guard"]
 
 _OPEN: Final = Access(None, ALL_SCOPES, None)
 _PUBLIC: Final = frozenset(("/healthz", "/readyz", "/v1/health", "/v1/health/"))
-_READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 _STREAMED: Final = (("POST", "/v1/ingest"), ("PUT", "/v1/blobs/"))  # routes with limits of their own
 
 log: Final = getLogger("stepwell.server.access")
@@ -79,7 +77,7 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
         """Find out what a request may do. Raises `Problem`, `StoreError`."""
-        if scope["method"] not in _READING:
+        if scope["method"] not in READING:
             _check_origin(headers)
         keys = self._keys.keys()
         if not keys:
@@ -90,14 +88,14 @@ class Guard:
     def _access(self, scope: Scope, headers: Headers) -> Access:
         kind, _, secret = headers.get("authorization", "").partition(" ")
         if not secret:
-            raise _unauthorized("a key is needed: Authorization: Bearer KEY")
+            raise unauthorized("a key is needed: Authorization: Bearer KEY")
         key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
         if key is not None:
             return Access(key.name, frozenset(key.scopes), key.project)
         wait_s = self._failures.add((scope.get("client") or ("",))[0])
         if wait_s:
             raise Problem(429, "too many wrong keys", headers={"Retry-After": str(int(wait_s) + 1)})
-        raise _unauthorized("this key is not known here")
+        raise unauthorized("this key is not known here")
 
     def _note(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or "(none)"
@@ -142,10 +140,6 @@ class _Exchange:
         await self._send(message)
 
 
-def _unauthorized(message: str) -> Problem:
-    return Problem(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": "Bearer"})
-
-
 def _check_origin(headers: Headers) -> None:
     """Refuse what a page of another origin has a browser send."""
     origin = headers.get("origin")
@@ -157,16 +151,9 @@ def _check_origin(headers: Headers) -> None:
 def _check_local(scope: Scope, headers: Headers) -> None:
     """Refuse, where no key is needed, whatever does not come from this machine to a name of it."""
     client = scope.get("client")
-    if client is not None and not _is_local(client[0]):
+    if client is not None and not is_loopback(client[0]):
         raise Problem(401, "from another machine a key is needed, and there is none: stepwell keys add NAME")
     host = headers.get("host", "")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() != "localhost" and not _is_local(name):
+    if name.lower() != "localhost" and not is_loopback(name):
         raise Problem(403, "without keys this server goes by localhost, 127.0.0.1 and [::1] only")
-
-
-def _is_local(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

@@ -6,7 +6,6 @@ answered, what was acknowledged is committed. A second SIGINT ends it at once.
 
 from __future__ import annotations
 
-import ipaddress
 import signal
 import socket
 import sys
@@ -17,9 +16,10 @@ from typing import Final
 import uvicorn
 from starlette.types import ASGIApp
 
+from stepwell._checks import is_loopback
 from stepwell.errors import UsageError
 
-__all__ = ["is_loopback", "listen", "run", "url_of"]
+__all__ = ["is_private", "listen", "run", "url_of"]
 
 GRACE_S: Final = 30
 SWITCH_S: Final = 0.0005  # Python's 5 ms are what a read would wait for each turn of the thread that decodes records
@@ -52,9 +52,9 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def is_loopback(listening: socket.socket) -> bool:
+def is_private(listening: socket.socket) -> bool:
     """Say whether only this machine reaches it."""
-    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
+    return is_loopback(listening.getsockname()[0].partition("%")[0])
 
 
 def url_of(listening: socket.socket) -> str:
