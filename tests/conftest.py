@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ if _measuring is not None and _measuring._collector is not None:
     # stepwell is imported, whose own handlers then run inside of these.
     _lock, _unlock = _measuring._collector.lock_data, _measuring._collector.unlock_data
     os.register_at_fork(before=_lock, after_in_parent=_unlock, after_in_child=_unlock)
+
+for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    # Where the suite runs in the background, or under nohup, its children would inherit that these are ignored.
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 from stepwell import _config
 from stepwell._recorder import RECORDER
