@@ -60,6 +60,7 @@ ORDER = [
     "store._query",
     "store._export",
     "store._tree",
+    "store._visits",
     "store._write",
     "store.sqlite",
     "_render",

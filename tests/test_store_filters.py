@@ -96,7 +96,7 @@ def at_path(metadata: dict[str, Any], path: str) -> object:
 
 def feedback_of(step: dict[str, Any]) -> str | None:
     labels = [score.get("label") for score in step.get("scores", ()) if score.get("name") == "feedback"]
-    return next((label for label in reversed(labels) if label in {"positive", "negative"}), None)
+    return labels[-1] if labels and labels[-1] in {"positive", "negative"} else None
 
 
 def within(value: Any, kept: StepFilter, name: str) -> bool:

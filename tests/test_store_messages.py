@@ -16,7 +16,7 @@ from msgspec import Raw, json
 
 from stepwell.errors import CorruptStoreError, StoreError
 from stepwell.model import StepRecord, decode_record
-from stepwell.store import AddResult, StepFilter, _schema, open_store
+from stepwell.store import AddResult, StepFilter, ThreadFilter, _schema, open_store
 from stepwell.store._messages import Numbers
 from stepwell.store.sqlite import SqliteStore
 
@@ -341,6 +341,19 @@ def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_it_holds(path:
                 "INSERT INTO scores (step_id, id, name, label, named_step) VALUES (?, 's', 'feedback', ?, 0)",
                 (id, label),
             )
+        db.execute("INSERT INTO threads (id) VALUES ('t')")
+        for number, id in ((2, "b"), (3, "c"), (4, "d")):
+            db.execute(
+                "INSERT INTO steps (number, id, thread_id, start_ns, status, total_tokens)"
+                " VALUES (?, ?, 't', ?, 'failed', ?)",
+                (number, id, number, (1 << 62) + number),
+            )
+        for score, label, created_ns in (("x", "withdrawn", 9), ("y", "positive", 5)):
+            db.execute(
+                "INSERT INTO scores (step_id, id, name, label, created_ns, named_step)"
+                " VALUES ('b', ?, 'feedback', ?, ?, 0)",
+                (score, label, created_ns),
+            )
     db.close()
     store = open_store(str(path))
     expected = decode_record(record)
@@ -349,8 +362,14 @@ def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_it_holds(path:
     assert found == expected
     assert store.add([record]).accepted == 0
     assert store.add([call("a2", HISTORY, agent_id="agent")]).accepted == 1
-    assert rows(path, "SELECT id, feedback FROM steps ORDER BY number") == [("a", "negative"), ("a2", "positive")]
-    assert store.stats().schema_version == 2
+    assert rows(path, "SELECT id, feedback FROM steps WHERE id <> 'c' AND id <> 'd' ORDER BY number") == [
+        ("a", "negative"),
+        ("b", None),  # version 2 said positive, of the score that came last
+        ("a2", "positive"),
+    ]
+    (thread,) = store.threads(ThreadFilter(id="t")).items
+    assert (thread.steps, thread.errors, thread.tokens) == (5, 3, 3 << 62)  # 9 tokens more than that, rounded
+    assert store.stats().schema_version == 3
     assert store.check() == []
     store.close()
 

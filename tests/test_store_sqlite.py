@@ -87,7 +87,7 @@ def test_a_store_outlives_its_process_and_a_change_of_folder(path: Path, monkeyp
     again = open_store(f"sqlite:{path}")
     assert again.step("a").name == "n"
     assert again.stats().bytes_on_disk >= path.stat().st_size > 0
-    assert again.stats().schema_version == 2
+    assert again.stats().schema_version == 3
     assert repr(again) == f"SqliteStore({str(path)!r})"
     again.close()
 
@@ -164,7 +164,7 @@ def test_a_newer_schema_is_refused_by_its_number(path: Path, read_only: bool) ->
     db = sqlite3.connect(path)
     db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(CorruptStoreError, match="has schema version 99, this stepwell knows 2"):
+    with pytest.raises(CorruptStoreError, match="has schema version 99, this stepwell knows 3"):
         open_store(str(path), read_only=read_only)
 
 

@@ -7,7 +7,7 @@ meets every item once, also among equal times. A page before an item is the one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any, Final
 
@@ -55,14 +55,14 @@ def page_of_steps(
     before = _anchor(store, window.before, prefix)
     order = window.order if before is None else _REVERSED[window.order]
     passed = _Passed(store, after, window.order) if before is not None and after is not None else None
-    if passed is not None and before is not None and before.id != passed.id and passed(before.id, before.start_ns):
+    if passed is not None and before is not None and before.id != passed.id and passed(before):
         raise Problem(400, "'before' reference must be later than 'after' reference")
     wanted = min(window.limit, MAX_PAGE)
     rows: Iterator[StepRow] = iter(())
     if wanted:
         rows = _rows(store, filter, after if before is None else before, order, wanted)
     if passed is not None:
-        rows = takewhile(lambda row: not passed(row.id, row.start_ns), rows)
+        rows = takewhile(lambda row: not passed(row), rows)
     found: list[StepRecord] = []
     while len(found) < wanted and (ids := [row.id for row in islice(rows, wanted)]):
         found += [step for step in store.steps_in_full(ids) if keep is None or keep(step)]
@@ -70,24 +70,20 @@ def page_of_steps(
     return found if before is None else found[::-1]
 
 
-def _anchor(store: Store, id: str | None, prefix: str) -> StepRecord | None:
+def _anchor(store: Store, id: str | None, prefix: str) -> StepRow | None:
     if not id:
         return None
-    try:
-        return find_step(store, id, prefix)
-    except NotFoundError:
-        raise Problem(404, f"No {'Run' if prefix == 'run-' else 'Step'} found with id {id}") from None
+    names = (id.removeprefix(prefix), id)  # the latter of one that came from Letta
+    rows = {row.id: row for row in store.steps(StepFilter(ids=names)).items}
+    for name in names:
+        if name in rows:
+            return rows[name]
+    raise Problem(404, f"No {'Run' if prefix == 'run-' else 'Step'} found with id {id}")
 
 
-def _rows(
-    store: Store, filter: StepFilter, anchor: StepRecord | None, order: Order, page_size: int
-) -> Iterator[StepRow]:
+def _rows(store: Store, filter: StepFilter, anchor: StepRow | None, order: Order, page_size: int) -> Iterator[StepRow]:
     """Yield the rows after a step, which the filter need not keep."""
-    cursor = None
-    if anchor is not None:
-        cursor = _cursor_after(store, anchor, order)
-        if cursor is None:  # it is the last of its time
-            filter = _beyond(filter, _time(anchor.start_ns), order)
+    cursor = None if anchor is None else store.cursor(anchor.id, order)
     while True:
         page = store.steps(filter, limit=page_size, cursor=cursor, order=order)
         yield from page.items
@@ -95,59 +91,26 @@ def _rows(
             return
 
 
-def _cursor_after(store: Store, anchor: StepRecord, order: Order) -> str | None:
-    """Return the store's cursor that continues after a step, None where it is the last of all with its start.
-
-    A cursor is a place in the order of all steps, so one found among the steps of a time serves under any filter.
-    What it costs grows with the steps that start in the very same nanosecond, in most applications one.
-    """
-    filter = _same_time(anchor.start_ns)
-    cursor = None
-    while True:
-        page = store.steps(filter, limit=MAX_PAGE, cursor=cursor, order=order)
-        place = next((at for at, row in enumerate(page.items, 1) if row.id == anchor.id), None)
-        if place is None and page.next_cursor is not None:
-            cursor = page.next_cursor
-        elif place is None or place == len(page.items):
-            return page.next_cursor
-        else:
-            return store.steps(filter, limit=place, cursor=cursor, order=order).next_cursor
-
-
 class _Passed:
     """Tells whether a step stands at or before another one, the `after` of a window, in the window's order."""
 
-    def __init__(self, store: Store, after: StepRecord, order: Order) -> None:
+    def __init__(self, store: Store, after: StepRow, order: Order) -> None:
         self.id = after.id
-        self._time = _time(after.start_ns)
-        self._descending = order == "desc"
-        self._ids: set[str] = set()  # of the same time
-        for row in _rows(store, _same_time(after.start_ns), None, order, MAX_PAGE):
-            self._ids.add(row.id)
-            if row.id == after.id:
-                break
+        self._store = store
+        self._time = _time(after)
+        self._order: Order = order
+        self._cursor = store.cursor(after.id, order)
 
-    def __call__(self, id: str, start_ns: int | None) -> bool:
-        time = _time(start_ns)
-        if time == self._time:
-            return id in self._ids
-        return (time > self._time) is self._descending
+    def __call__(self, row: StepRow) -> bool:
+        time = _time(row)
+        if time != self._time:
+            return (time > self._time) is (self._order == "desc")
+        rest = self._store.steps(StepFilter(ids=(row.id,)), limit=1, cursor=self._cursor, order=self._order)
+        return not rest.items
 
 
-def _time(start_ns: int | None) -> int:
-    return _UNKNOWN_NS if start_ns is None else start_ns
-
-
-def _same_time(start_ns: int | None) -> StepFilter:
-    return StepFilter(since_ns=_time(start_ns), until_ns=_time(start_ns) + 1)
-
-
-def _beyond(filter: StepFilter, time_ns: int, order: Order) -> StepFilter:
-    if order == "asc":
-        since = time_ns + 1 if filter.since_ns is None else max(filter.since_ns, time_ns + 1)
-        return replace(filter, since_ns=since)
-    until = time_ns if filter.until_ns is None else min(filter.until_ns, time_ns)
-    return replace(filter, until_ns=until)
+def _time(row: StepRow) -> int:
+    return _UNKNOWN_NS if row.start_ns is None else row.start_ns
 
 
 def page_of_items(items: Sequence[dict[str, Any]], window: Window, noun: str) -> list[dict[str, Any]]:

@@ -146,12 +146,12 @@ def _stop_reason(step: StepRecord, generation: Generation) -> str | None:
 
 
 def feedback_of(scores: Iterable[Score]) -> str | None:
-    """Return the verdict in force: that of the latest score named `feedback`, unless it was withdrawn since."""
-    said = [score for score in scores if score.name == FEEDBACK and score.label in {*_LABELS, WITHDRAWN}]
+    """Return the verdict in force, as the store finds it: that of the latest score named `feedback`, if it is one."""
+    said = [score for score in scores if score.name == FEEDBACK]
     if not said:
         return None
     label = max(enumerate(said), key=lambda each: (each[1].created_ns or 0, each[0]))[1].label
-    return None if label == WITHDRAWN else label
+    return label if label in _LABELS else None
 
 
 def feedback_records(step: StepRecord, feedback: str | None, tags: Sequence[str], now_ns: int) -> list[bytes]:

@@ -174,8 +174,7 @@ def list_thread_steps(  # noqa: PLR0917 (FastAPI passes them by name)
 def retrieve_thread(store: InStore, thread_id: Id) -> Response:
     """Return a thread, also one known only by its steps."""
     thread = store.thread(thread_id)
-    steps = store.thread_steps(thread_id)
-    starts = [row.start_ns for row in steps if row.start_ns is not None]
+    sums = next(iter(store.threads(ThreadFilter(id=thread_id)).items), ThreadRow(thread_id))
     return _answer(
         {
             "id": thread.id,
@@ -185,11 +184,11 @@ def retrieve_thread(store: InStore, thread_id: Id) -> Response:
             "metadata": None if thread.metadata is UNSET else thread.metadata,
             "environment": thread.environment,
             "created_ns": thread.created_ns,
-            "first_step_ns": min(starts, default=None),
-            "last_step_ns": max(starts, default=None),
-            "steps": len(steps),
-            "errors": sum(row.status == "failed" for row in steps),
-            "tokens": sum(row.total_tokens or 0 for row in steps),
+            "first_step_ns": sums.first_step_ns,
+            "last_step_ns": sums.last_step_ns,
+            "steps": sums.steps,
+            "errors": sums.errors,
+            "tokens": sums.tokens,
         }
     )
 

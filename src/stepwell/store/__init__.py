@@ -8,7 +8,8 @@ What must stay true, of every store:
    attachments unite by id; `generation` merges field by field. A finished step never goes back to
    `pending` or `interrupted`.
 3. What was added comes back equal, payloads byte by byte.
-4. A list costs its page: keyset pagination with an opaque cursor, never an offset.
+4. A list costs its page: keyset pagination with an opaque cursor, never an offset. A cursor is a place in the order of
+   all that the list may show, so it is good under any filter of the same list and order.
 5. Reading never waits for writing.
 """
 
@@ -83,7 +84,8 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     """A step as lists show it: everything but its payloads. Absent fields are None, as in the record.
 
     `error_message` is the first 200 characters. `cost` is the number that the generation names, its `total`, or the sum
-    of its parts, in whatever currency it is in. `feedback` is the label of the latest score named `feedback`.
+    of its parts, in whatever currency it is in. `feedback` is the label of the score of that name
+    that was made last (by `created_ns`, then by arrival), None where that is neither `positive` nor `negative`.
     """
 
     id: str
@@ -211,6 +213,7 @@ class ThreadFilter:
     latest activity, by which `Store.threads` orders: the start of its last step, else its creation.
     """
 
+    id: str | None = None
     name: str | None = None
     user: str | None = None
     tag: str | Sequence[str] = ()
@@ -268,6 +271,10 @@ class Store(Protocol):
         self, filter: StepFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
     ) -> Page[StepRow]:
         """List steps by start; raises `UsageError` for a cursor that is not one of this list's."""
+        ...
+
+    def cursor(self, id: str, order: Order = "desc") -> str:
+        """Return the cursor that continues `steps` after this step, in this order; raises `NotFoundError`."""
         ...
 
     def runs(

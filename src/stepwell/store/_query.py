@@ -259,6 +259,8 @@ def _link(where: Where, column: str, packed: bytearray | str) -> None:
 def _where_threads(filter: ThreadFilter) -> Where:
     """Return the conditions on `threads t`, but for times."""
     where = Where()
+    if filter.id is not None:
+        where.add("t.id = ?", filter.id)
     if filter.name is not None:
         where.add("t.name = ?", filter.name)
     if filter.environment is not None:

@@ -400,7 +400,9 @@ def row_of_thread(thread: ThreadRecord) -> tuple[Any, ...]:
 def thread_row(row: Sequence[Any], sums: Sequence[Any]) -> ThreadRow:
     """Return a row of `THREAD_COLUMNS` with the sums of its steps: first, last, steps, errors, tokens."""
     id, name, _, user, tags, _, environment, created_ns = row
-    return ThreadRow(id, name, user, () if tags is None else _tag_tuple.decode(tags), environment, created_ns, *sums)
+    first_ns, last_ns, steps, errors, tokens = sums
+    listed = () if tags is None else _tag_tuple.decode(tags)
+    return ThreadRow(id, name, user, listed, environment, created_ns, first_ns, last_ns, steps, errors, int(tokens))
 
 
 def score_of_row(row: Sequence[Any]) -> Score:

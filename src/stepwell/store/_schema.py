@@ -21,7 +21,7 @@ versions only add to it. `PRAGMA user_version` is the schema's version, `applica
 | `cost` | of the generation: the number, its `total`, or the sum of its parts |
 | `error_message` | the first 200 characters of the error's message |
 | `agent_id` | text; of steps that version 1 wrote it is in `payload` |
-| `feedback` | `positive` or `negative`: the label of the latest score named `feedback` |
+| `feedback` | the label of the latest score of that name (by `created_ns`, `number`), if `positive` or `negative` |
 | `stray` | 1 where `trace_id`, `parent_id` or `root_run_id` does not begin with the first 8 bytes of `id` (see below) |
 | `changed` | the position of the row's last update, NULL for a row never updated: its position is its `number` |
 
@@ -50,7 +50,9 @@ that were there already. A row of `messages` whose `pack` is given has its body 
 for one named `feedback` that did.
 
 `threads`: `number`, `id`, `name`, `user` (JSON), `user_name` (its identifier, else its id), `tags`, `metadata` (JSON),
-`environment`, `created_ns`, and `active_ns`: the start of the latest step, else the creation, else -1.
+`environment`, `created_ns`, and `active_ns`: the start of the latest step, else the creation, else -1. `steps`,
+`errors` (failed steps) and `tokens` (a REAL beyond 64 bits) are sums over its steps: who inserts steps adds to them,
+what updates and deletions change is the work of the triggers `steps_updated` and `steps_deleted`.
 
 Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
 the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
@@ -166,8 +168,44 @@ _VERSION_2: Final = (
     "CREATE INDEX steps_agent_id ON steps (agent_id, start_ns) WHERE agent_id IS NOT NULL",
 )
 
+_COUNT_OUT: Final = """
+    UPDATE threads SET steps = steps - 1, errors = errors - (old.status IS 'failed'),
+        tokens = tokens - ifnull(old.total_tokens, 0) WHERE id = old.thread_id
+"""
+_COUNT_IN: Final = _COUNT_OUT.replace(" - ", " + ").replace("old.", "new.")
+_VERSION_3: Final = (
+    """
+    UPDATE steps SET feedback = (
+        SELECT CASE WHEN c.label IN ('positive', 'negative') THEN c.label END
+        FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
+        ORDER BY ifnull(c.created_ns, 0) DESC, c.number DESC LIMIT 1
+    )
+    WHERE feedback IS NOT NULL OR id IN (SELECT step_id FROM scores WHERE name = 'feedback')
+    """,
+    "ALTER TABLE threads ADD COLUMN steps INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE threads ADD COLUMN errors INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE threads ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0",
+    # sum() fails where the sum has more than 64 bits; + and * go on as REAL.
+    """
+    UPDATE threads SET (steps, errors, tokens) = (
+        SELECT count(*), count(*) FILTER (WHERE status = 'failed'),
+            ifnull(sum(total_tokens >> 32) * 4294967296 + sum(total_tokens & 4294967295), 0)
+        FROM steps WHERE thread_id = threads.id
+    )
+    """,
+    f"""
+    CREATE TRIGGER steps_deleted AFTER DELETE ON steps WHEN old.thread_id IS NOT NULL BEGIN
+        {_COUNT_OUT}; END
+    """,
+    f"""
+    CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens ON steps
+    WHEN (old.thread_id, old.status, old.total_tokens) IS NOT (new.thread_id, new.status, new.total_tokens) BEGIN
+        {_COUNT_OUT}; {_COUNT_IN}; END
+    """,
+)
+
 # One entry a version, in order; what was released is never edited, a change is a new entry.
-_MIGRATIONS: Final = (_VERSION_1, _VERSION_2)
+_MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
 
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -60,6 +60,7 @@ from stepwell.store._rows import (
     step_of_row,
     thread_of_row,
 )
+from stepwell.store._visits import TOUCH_THREAD, Visit
 
 __all__ = ["LAST_POSITION", "Intake"]
 
@@ -83,8 +84,9 @@ _REPLACE_THREAD: Final = f"""
 """
 _FEEDBACK: Final = """
     UPDATE steps SET feedback = (
-        SELECT c.label FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
-            AND c.label IN ('positive', 'negative') ORDER BY c.number DESC LIMIT 1
+        SELECT CASE WHEN c.label IN ('positive', 'negative') THEN c.label END
+        FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
+        ORDER BY ifnull(c.created_ns, 0) DESC, c.number DESC LIMIT 1
     )
 """
 _SET_FEEDBACK: Final = f"{_FEEDBACK} WHERE id = ?"
@@ -93,13 +95,6 @@ _SET_AWAITED_FEEDBACK: Final = (
     f"{_FEEDBACK} WHERE id IN (SELECT step_id FROM scores WHERE waiting) AND number >= ?",
     "UPDATE scores SET waiting = NULL WHERE waiting AND step_id IN (SELECT id FROM steps)",
 )
-# A step makes its thread known, and says since when and until when it was in use.
-_TOUCH_THREAD: Final = """
-    INSERT INTO threads (id, created_ns, active_ns) VALUES (?1, nullif(?2, -1), ?3)
-    ON CONFLICT (id) DO UPDATE SET
-        created_ns = ifnull(min(created_ns, excluded.created_ns), ifnull(created_ns, excluded.created_ns)),
-        active_ns = max(active_ns, excluded.active_ns)
-"""
 
 _DOWNGRADED: Final = 1 << OPTIONAL_STEP_COLUMNS.index("downgraded_from")
 TURN_NS: Final = 1_000_000  # how long the batch is worked on before others get a turn; see `Intake`
@@ -325,11 +320,14 @@ class _Writer:
 
     def _learn_threads_and_feedback(self, first: int) -> None:
         intake = self._intake
-        starts: dict[str, list[int]] = defaultdict(list)
-        for thread_id, row in zip(intake.thread_ids, intake.rows, strict=True):
+        visits: dict[str, Visit] = {}
+        for thread_id, shape, row in zip(intake.thread_ids, intake.shapes, intake.rows, strict=True):
             if thread_id is not None and row[0] not in self._known:
-                starts[thread_id].append(row[4])
-        self._touch_threads(starts)
+                visit = visits.get(thread_id)
+                if visit is None:
+                    visit = visits[thread_id] = Visit()
+                visit.add(row, _place_of_tokens(shape))
+        self._db.executemany(TOUCH_THREAD, (visit.values(thread_id) for thread_id, visit in visits.items()))
         if self._db.execute("SELECT 1 FROM scores WHERE waiting LIMIT 1").fetchone():
             self._db.execute(_SET_AWAITED_FEEDBACK[0], (first,))
             self._db.execute(_SET_AWAITED_FEEDBACK[1])
@@ -366,6 +364,8 @@ class _Writer:
             return
         payload[0] = number
         self._position += 1
+        if merged.thread_id is not None:  # before the step's update, which counts it there
+            self._db.execute(TOUCH_THREAD, (merged.thread_id, row[4], row[4], 0, 0, 0))
         self._db.execute(_update_step(shape), (*row[2:], self._position, number))
         if shape >= _FIRST_PAYLOAD_BIT:
             self._db.execute(_insert_payload(shape, replace=True), payload)
@@ -373,8 +373,6 @@ class _Writer:
             start_ns = UNKNOWN_NS if old.start_ns is None else old.start_ns
             self._db.executemany(_DELETE_TAG, [(tag, start_ns, number) for tag in old.tags or ()])
             self._db.executemany(_INSERT_TAG, [(tag, row[4], number) for tag in merged.tags or ()])
-        if merged.thread_id is not None:
-            self._touch_threads({merged.thread_id: [row[4]]})
         self.accepted.add(index)
 
     def _pack(self, step: StepRecord) -> tuple[int, list[Any], list[Any]]:
@@ -387,13 +385,6 @@ class _Writer:
             self._insert_messages(cutter, new)
             payload[-1] = write_refs(cuts, self.numbers)
         return shape, row, payload
-
-    def _touch_threads(self, starts: Mapping[str, list[int]]) -> None:
-        spans: list[tuple[str, int, int]] = []
-        for thread_id, times in starts.items():
-            known = [time for time in times if time != UNKNOWN_NS] or [UNKNOWN_NS]
-            spans.append((thread_id, min(known), max(known)))
-        self._db.executemany(_TOUCH_THREAD, spans)
 
     def merge_thread(self, index: int, thread: ThreadRecord) -> None:
         """Insert or update a thread."""
@@ -413,13 +404,14 @@ class _Writer:
         known = {
             row[2]: (row[0], score_of_row(row[1:])) for row in self._db.execute(_SELECT_SCORES, (pack_id(step_id),))
         }
-        changed = False
+        changed = judged = False
         for score in scores:
             number, old = known.get(score.id, (None, None))
             merged = score if old is None else merge_score(old, score)
             if merged == old:
                 continue
             changed = True
+            judged |= "feedback" in {merged.name, old and old.name}
             written = self._db.execute(_REPLACE_SCORE, (number, *row_of_score(step_id, merged)))
             known[score.id] = (written.lastrowid, merged)
         if not changed:
@@ -427,7 +419,7 @@ class _Writer:
         self._position += 1
         packed = pack_id(step_id)
         known_step = self._db.execute("UPDATE steps SET changed = ? WHERE id = ?", (self._position, packed)).rowcount
-        if any(score.name == "feedback" for _, score in known.values()):
+        if judged:
             self._db.execute(_SET_FEEDBACK if known_step else _WAIT_FOR_STEP, (packed,))
         if index not in self._fresh:
             self.accepted.add(index)
@@ -437,6 +429,12 @@ class _Writer:
 def _present(shape: int) -> tuple[list[str], list[str]]:
     steps = [name for bit, name in enumerate(OPTIONAL_STEP_COLUMNS) if shape >> bit & 1]
     return steps, [name for bit, name in enumerate(PAYLOAD_COLUMNS, len(OPTIONAL_STEP_COLUMNS)) if shape >> bit & 1]
+
+
+@lru_cache(maxsize=1024)
+def _place_of_tokens(shape: int) -> int | None:
+    names = _present(shape)[0]
+    return len(REQUIRED_STEP_COLUMNS) + names.index("total_tokens") if "total_tokens" in names else None
 
 
 @lru_cache(maxsize=1024)

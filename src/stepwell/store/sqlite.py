@@ -58,16 +58,13 @@ Item = TypeVar("Item", StepRow, RunRow, ThreadRow)
 _ALL_STEPS: Final = StepFilter()
 _ALL_THREADS: Final = ThreadFilter()
 _MIN_PREFIX: Final = 8
-_NO_SUMS: Final = (None, None, 0, 0, 0)
 
 _LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
 _THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
 _SELECT_RECORD: Final = f"SELECT {RECORD_SQL} FROM steps s LEFT JOIN payload p ON p.number = s.number WHERE s.id = ?"
 _SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ? ORDER BY number"
-_SUMS: Final = (
-    "SELECT s.thread_id, min(nullif(s.start_ns, -1)), max(nullif(s.start_ns, -1)), count(*), "
-    "count(*) FILTER (WHERE s.status = 'failed'), ifnull(sum(s.total_tokens), 0) FROM steps s WHERE s.thread_id"
-)
+_START: Final = "SELECT start_ns FROM steps WHERE thread_id = t.id AND start_ns >= 0 ORDER BY start_ns"
+_SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens"
 _COUNTS: Final = "SELECT type, status, count(*) FROM steps GROUP BY type, status"
 _SPAN: Final = (
     "SELECT (SELECT min(start_ns) FROM steps WHERE start_ns >= 0), "
@@ -158,6 +155,14 @@ class SqliteStore:
             rows = db.execute(*select_steps(_LISTED, filter, page)).fetchall()
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
 
+    def cursor(self, id: str, order: Order = "desc") -> str:
+        """Return the cursor that continues `steps` after this step; raises `NotFoundError`."""
+        with self._connections.reading() as db:
+            row = db.execute("SELECT start_ns, number FROM steps WHERE id = ?", (pack_id(id),)).fetchone()
+        if row is None:
+            raise NotFoundError(f"there is no step {id!r}")
+        return Keyset("s", 1, None, order).next(*row)
+
     def runs(
         self, filter: StepFilter = _ALL_STEPS, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
     ) -> Page[RunRow]:
@@ -177,11 +182,8 @@ class SqliteStore:
         """List threads by latest activity, with the sums of their steps."""
         page = Keyset("t", limit, cursor, order)
         with self._connections.reading() as db:
-            rows = db.execute(*select_threads(_THREAD, filter, page)).fetchall()
-            ids = [row[2] for row in rows[:limit]]
-            sums = {id: sums for id, *sums in db.execute(f"{_SUMS} IN ({_places(ids)}) GROUP BY s.thread_id", ids)}
-        items = [thread_row(row[2:], sums.get(row[2], _NO_SUMS)) for row in rows[:limit]]
-        return _page(items, rows, page)
+            rows = db.execute(*select_threads(f"{_THREAD}, {_SUMS}", filter, page)).fetchall()
+        return _page([thread_row(row[2:-5], row[-5:]) for row in rows[:limit]], rows, page)
 
     def tree(self, id: str) -> list[StepRow]:
         """Return the step and all steps below it, by start; raises `NotFoundError`."""
@@ -273,7 +275,3 @@ def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[
 
 def _sums(rows: list[tuple[Any, ...]]) -> tuple[int, int, int]:
     return len(rows), sum(row[3] == "failed" for row in rows), sum(row[4] or 0 for row in rows)
-
-
-def _places(values: Sequence[object]) -> str:
-    return ", ".join("?" * len(values))

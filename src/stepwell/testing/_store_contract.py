@@ -323,6 +323,35 @@ class StoreContract(StoreFilterContract):
         assert (row.created_ns, row.first_step_ns, row.last_step_ns) == (10, 10, 30)
         assert (row.steps, row.errors, row.tokens) == (3, 1, 7)
 
+    def test_the_sums_of_a_thread_follow_its_steps(self, store: Store) -> None:
+        def sums() -> dict[str, tuple[object, ...]]:
+            return {
+                row.id: (row.steps, row.errors, row.tokens, row.first_step_ns, row.last_step_ns)
+                for row in store.threads().items
+            }
+
+        def used(tokens: int) -> bytes:
+            return json.encode({"model": "m", "usage": {"total_tokens": tokens}})
+
+        store.add([step("a", thread_id="t", status="pending", start_ns=4), step("b"), step("c", thread_id="t")])
+        assert sums() == {"t": (2, 0, 0, 4, 4)}
+        store.add([step("a", status="failed", generation=used(7)), step("b", thread_id="t", start_ns=3)])
+        assert sums() == {"t": (3, 1, 7, 3, 4)}
+        assert store.add([step("a", status="failed", generation=used(7))]).duplicates == 1
+        assert sums() == {"t": (3, 1, 7, 3, 4)}
+        store.add([step("a", thread_id="u"), finished("d", 9, thread_id="u", generation=used(2))])
+        assert sums() == {"t": (2, 0, 0, 3, 3), "u": (2, 1, 9, 4, 9)}
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_more_tokens_than_a_column_holds_are_summed(self, store: Store, batch: int) -> None:
+        usage = {"usage": {"total_tokens": 1 << 62}}
+        frames = [finished(f"s-{n}", thread_id="t", generation=json.encode(usage)) for n in range(3)]
+        for at in range(0, 3, batch):
+            assert store.add(frames[at : at + batch]).accepted == batch
+        (thread,) = store.threads().items
+        assert (thread.steps, thread.tokens) == (3, 3 << 62)
+        assert [run.tokens for run in store.runs().items] == [1 << 62] * 3
+
     def test_threads_filter_by_name_user_tag_environment_and_activity(self, store: Store) -> None:
         store.add(
             [
@@ -339,6 +368,7 @@ class StoreContract(StoreFilterContract):
         )
         store.add([line("thread", "b", user={"id": "2"}, created_ns=6), line("thread", "c")])
         keeps = {
+            "a": ThreadFilter(id="a"),
             "n": ThreadFilter(name="n"),
             "ada": ThreadFilter(user="ada"),
             "1": ThreadFilter(user="1"),

@@ -160,6 +160,27 @@ class StoreFilterContract(StoreReadingContract):
         assert kept(store, has_feedback=True) == ["early", "later", "changed", "inside"]
         assert kept(store, has_feedback=False) == ["none", "other"]
 
+    def test_feedback_is_what_was_said_last_and_not_what_came_last(self, store: Store) -> None:
+        def feedback(id: str, **fields: Any) -> bytes:
+            return line("score", id, step_id="a", name="feedback", **fields)
+
+        def said() -> str | None:
+            return store.steps().items[0].feedback
+
+        store.add([finished("a"), feedback("s", label="negative", created_ns=5)])
+        store.add([feedback("t", label="positive", created_ns=3)])
+        assert said() == "negative"
+        store.add([feedback("u", label="positive")])  # nobody knows when: before all others
+        assert said() == "negative"
+        store.add([feedback("v", label="positive", created_ns=5)])
+        assert said() == "positive"
+        store.add([feedback("w", label="withdrawn", created_ns=6)])
+        assert said() is None
+        store.add([line("score", "w", step_id="a", name="other")])
+        assert said() == "positive"
+        store.add([line("score", id, step_id="a", name="other") for id in ("s", "t", "u", "v")])
+        assert said() is None
+
     def test_steps_are_kept_by_a_score(self, store: Store) -> None:
         scores: list[list[Any]] = [
             [("q", 0.5, "good")],

@@ -165,6 +165,20 @@ class StoreReadingContract:
         with pytest.raises(UsageError, match="another list or order"):
             store.steps(cursor=cursor, order="asc")
 
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    def test_a_cursor_after_any_step_is_good_under_any_filter(self, store: Store, order: Any) -> None:
+        starts = [5, 5, None, 7, 5, 1]
+        store.add([step(f"s-{n}", start_ns=at, tags=["x"] * (n % 2)) for n, at in enumerate(starts)])
+        every = [row.id for row in store.steps(order=order).items]
+        for kept in (StepFilter(), StepFilter(tag="x"), StepFilter(ids=["s-1", "s-5"]), StepFilter(since_ns=5)):
+            listed = [row.id for row in store.steps(kept, order=order).items]
+            for place, id in enumerate(every):
+                cursor = store.cursor(id, order)
+                after = [row.id for row in store.steps(kept, cursor=cursor, order=order).items]
+                assert after == [other for other in listed if every.index(other) > place]
+        with pytest.raises(NotFoundError, match="there is no step 'gone'"):
+            store.cursor("gone", order)
+
     def test_a_wrong_limit_or_order_is_refused(self, store: Store) -> None:
         with pytest.raises(UsageError, match="limit must be 1 to 1000, got 0"):
             store.steps(limit=0)
