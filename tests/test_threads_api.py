@@ -159,8 +159,10 @@ def test_the_steps_of_a_thread_are_filtered(served: Served) -> None:
         ("/v1/threads", {"limit": 1001}, 422, "see fields"),
         ("/v1/threads", {"cursor": "mine"}, 422, "is not one that a page gave"),
         ("/v1/threads", {"order": "up"}, 422, "see fields"),
-        ("/v1/scores", {"step_id": "none"}, 404, "there is no step 'none'"),
-        ("/v1/scores", {}, 422, "see fields"),
+        ("/v1/scores", {"limit": 0}, 422, "see fields"),
+        ("/v1/scores", {"cursor": "mine"}, 422, "is not one that a page gave"),
+        ("/v1/scores", {"type": "DOG"}, 422, "see fields"),
+        ("/v1/scores", {"odd": 1}, 422, "see fields"),
     ],
 )
 def test_errors_have_the_servers_one_shape(

@@ -23,8 +23,9 @@ from typing import Final, Generic, Literal, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
+from stepwell._vocabulary import ScoreType
 from stepwell.errors import UsageError
-from stepwell.model import Status, StepRecord, StepType, ThreadRecord
+from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
 
 __all__ = [
     "MAX_PAGE",
@@ -37,6 +38,7 @@ __all__ = [
     "RunRow",
     "Scalar",
     "ScoreFilter",
+    "ScoreQuery",
     "StepFilter",
     "StepRow",
     "Store",
@@ -222,6 +224,24 @@ class ThreadFilter:
     until_ns: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreQuery:
+    """Which scores; every condition given must hold.
+
+    `min` and `max` are inclusive, and a score without a value is outside of them. `since_ns` (inclusive) and `until_ns`
+    (exclusive) are about the score's creation, by which `Store.scores` orders; one that is not known is before all.
+    """
+
+    name: str | None = None
+    type: ScoreType | None = None
+    label: str | None = None
+    min: float | None = None
+    max: float | None = None
+    step_id: str | None = None
+    since_ns: int | None = None
+    until_ns: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """What an id names, with the id in full."""
@@ -287,6 +307,12 @@ class Store(Protocol):
         self, filter: ThreadFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
     ) -> Page[ThreadRow]:
         """List threads by latest activity, with the sums of their steps."""
+        ...
+
+    def scores(
+        self, filter: ScoreQuery = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[Score]:
+        """List scores by creation, each with the id of its step, whether or not the step is known."""
         ...
 
     def tree(self, id: str) -> list[StepRow]:

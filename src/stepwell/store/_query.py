@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stepwell.errors import UsageError
-from stepwell.store import MAX_PAGE, Order, Scalar, StepFilter, ThreadFilter
+from stepwell.store import MAX_PAGE, Order, Scalar, ScoreQuery, StepFilter, ThreadFilter
 from stepwell.store._rows import pack_id, pack_trace_id
 
-__all__ = ["Keyset", "id_range", "select_steps", "select_thread_ids", "select_threads"]
+__all__ = ["Keyset", "id_range", "select_scores", "select_steps", "select_thread_ids", "select_threads"]
 
 MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
 _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
@@ -39,6 +39,7 @@ _BOUNDS: Final = {
     "max_cost": "s.cost <= ?",
 }
 _HAS_ERROR: Final = "(s.status IS 'failed' OR s.error_type IS NOT NULL OR s.error_message IS NOT NULL)"
+_CREATED: Final = "ifnull(c.created_ns, -1)"  # the words of the indexes
 _OF_STEP: Final = "SELECT 1 FROM step_tags WHERE tag {tag} AND start_ns = s.start_ns AND step = s.number"
 
 
@@ -110,6 +111,25 @@ def select_threads(columns: str, filter: ThreadFilter, page: Keyset) -> tuple[st
     return _page(f"t.number, t.active_ns, {columns}", "threads t", keys, where, page)
 
 
+def select_scores(columns: str, filter: ScoreQuery, page: Keyset) -> tuple[str, list[Any]]:
+    """Return the statement of a page of scores: `number`, creation, the columns; one row more than the page."""
+    keys, where = (_CREATED, "c.number"), Where()
+    for term, value in (
+        ("c.name = ?", filter.name),
+        ("c.type = ?", filter.type),
+        ("c.label = ?", filter.label),
+        ("c.step_id = ?", None if filter.step_id is None else pack_id(filter.step_id)),
+        ("c.value >= ?", None if filter.min is None else _number(filter.min)),
+        ("c.value <= ?", None if filter.max is None else _number(filter.max)),
+    ):
+        if value is not None:
+            where.add(term, value)
+    _add_times(where, filter, keys[0])
+    if page.after is not None:  # implied by what `_page` adds, but SQLite compares no pairs in an index of expressions
+        where.add(f"{_CREATED} {'<=' if page.direction == 'DESC' else '>='} ?", page.after[0])
+    return _page(f"c.number, {_CREATED}, {columns}", "scores c", keys, where, page)
+
+
 def _page(columns: str, source: str, keys: tuple[str, str], where: Where, page: Keyset) -> tuple[str, list[Any]]:
     time, number = keys
     if page.after is not None:
@@ -131,7 +151,7 @@ def _add_tags(where: Where, tags: Sequence[str]) -> None:
         where.add(f"EXISTS ({_OF_STEP.format(tag='= ?')})", tag)
 
 
-def _add_times(where: Where, filter: StepFilter | ThreadFilter, column: str) -> None:
+def _add_times(where: Where, filter: StepFilter | ThreadFilter | ScoreQuery, column: str) -> None:
     if filter.since_ns is not None:
         where.add(f"{column} >= ?", min(filter.since_ns, MAX_INTEGER))
     if filter.until_ns is not None:
@@ -212,7 +232,7 @@ def _add_traces(where: Where, ids: Sequence[str]) -> None:
 def _add_judgements(where: Where, filter: StepFilter) -> None:
     if (score := filter.score) is None:
         return
-    terms = Where(["step_id = s.id", "name = ?"], [score.name])
+    terms = Where(["step_id = s.id", "+name = ?"], [score.name])  # + or SQLite reads all scores of the name
     for term, value in (("value >= ?", score.min), ("value <= ?", score.max), ("label = ?", score.label)):
         if value is not None:
             terms.add(term, value)

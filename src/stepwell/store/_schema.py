@@ -69,6 +69,7 @@ marked `stray` and have indexes of their own.
 | what changed | `number`, `steps_changed` |
 | newest threads | `threads_active` |
 | feedback that waits for its step | `scores_waiting` |
+| newest scores, and those of a name | `scores_created`, `scores_name` |
 """
 
 from __future__ import annotations
@@ -202,6 +203,8 @@ _VERSION_3: Final = (
     WHEN (old.thread_id, old.status, old.total_tokens) IS NOT (new.thread_id, new.status, new.total_tokens) BEGIN
         {_COUNT_OUT}; {_COUNT_IN}; END
     """,
+    "CREATE INDEX scores_created ON scores (ifnull(created_ns, -1))",
+    "CREATE INDEX scores_name ON scores (name, ifnull(created_ns, -1))",
 )
 
 # One entry a version, in order; what was released is never edited, a change is a new entry.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from stepwell.errors import CorruptStoreError, NotFoundError, UsageError
-from stepwell.model import StepRecord, ThreadRecord
+from stepwell.model import Score, StepRecord, ThreadRecord
 from stepwell.store import (
     MAX_PAGE,
     AddResult,
@@ -24,6 +24,7 @@ from stepwell.store import (
     Order,
     Page,
     RunRow,
+    ScoreQuery,
     StepFilter,
     StepRow,
     StoreStats,
@@ -34,7 +35,7 @@ from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
 from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._messages import Bodies, Numbers
-from stepwell.store._query import Keyset, select_steps, select_threads
+from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
 from stepwell.store._rows import (
     LIST_COLUMNS,
     RECORD_SQL,
@@ -47,22 +48,25 @@ from stepwell.store._rows import (
     step_row,
     thread_of_row,
     thread_row,
+    unpack_id,
 )
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._write import LAST_POSITION, Intake
 
 __all__ = ["SqliteStore"]
 
-Item = TypeVar("Item", StepRow, RunRow, ThreadRow)
+Item = TypeVar("Item", StepRow, RunRow, ThreadRow, Score)
 
 _ALL_STEPS: Final = StepFilter()
 _ALL_THREADS: Final = ThreadFilter()
+_ALL_SCORES: Final = ScoreQuery()
 _MIN_PREFIX: Final = 8
 
 _LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
 _THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
 _SELECT_RECORD: Final = f"SELECT {RECORD_SQL} FROM steps s LEFT JOIN payload p ON p.number = s.number WHERE s.id = ?"
 _SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ? ORDER BY number"
+_SCORE: Final = ", ".join(f"c.{name}" for name in SCORE_COLUMNS)
 _START: Final = "SELECT start_ns FROM steps WHERE thread_id = t.id AND start_ns >= 0 ORDER BY start_ns"
 _SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens"
 _COUNTS: Final = "SELECT type, status, count(*) FROM steps GROUP BY type, status"
@@ -184,6 +188,18 @@ class SqliteStore:
         with self._connections.reading() as db:
             rows = db.execute(*select_threads(f"{_THREAD}, {_SUMS}", filter, page)).fetchall()
         return _page([thread_row(row[2:-5], row[-5:]) for row in rows[:limit]], rows, page)
+
+    def scores(
+        self, filter: ScoreQuery = _ALL_SCORES, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
+    ) -> Page[Score]:
+        """List scores by creation, each with the id of its step, whether or not the step is known."""
+        page = Keyset("c", limit, cursor, order)
+        with self._connections.reading() as db:
+            rows = db.execute(*select_scores(_SCORE, filter, page)).fetchall()
+        scores = [score_of_row(row[2:]) for row in rows[:limit]]
+        for row, score in zip(rows, scores, strict=False):
+            score.step_id = unpack_id(row[2])
+        return _page(scores, rows, page)
 
     def tree(self, id: str) -> list[StepRow]:
         """Return the step and all steps below it, by start; raises `NotFoundError`."""

@@ -1,0 +1,48 @@
+"""What is answered to questions that are more than one call of a store: by the server and from a local file."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from msgspec import UNSET, structs
+
+from stepwell.errors import UsageError
+from stepwell.model import Score, ScoreRecord, encode_record
+from stepwell.store import Page, Store, ThreadFilter, ThreadRow
+
+__all__ = ["keep_score", "page_of", "thread_in_detail"]
+
+
+def page_of(page: Page[Any]) -> dict[str, object]:
+    """Return a page as it is sent."""
+    return {"items": page.items, "next_cursor": page.next_cursor}
+
+
+def thread_in_detail(store: Store, id: str) -> dict[str, object]:
+    """Return a thread, also one known only by its steps, with sums over them. Raises `NotFoundError`."""
+    thread = store.thread(id)
+    sums = next(iter(store.threads(ThreadFilter(id=id)).items), ThreadRow(id))
+    return {
+        "id": thread.id,
+        "name": thread.name,
+        "user": thread.user,
+        "tags": thread.tags or [],
+        "metadata": None if thread.metadata is UNSET else thread.metadata,
+        "environment": thread.environment,
+        "created_ns": thread.created_ns,
+        "first_step_ns": sums.first_step_ns,
+        "last_step_ns": sums.last_step_ns,
+        "steps": sums.steps,
+        "errors": sums.errors,
+        "tokens": sums.tokens,
+    }
+
+
+def keep_score(store: Store, score: Score) -> Score:
+    """Add a score of a step, which may be unknown yet, and return it with its time. Raises `UsageError`."""
+    now = structs.replace(score, created_ns=time.time_ns())
+    result = store.add([encode_record(ScoreRecord(**structs.asdict(now)))])
+    if result.rejected:
+        raise UsageError(result.rejected[0].error)
+    return now
