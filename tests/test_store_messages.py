@@ -196,16 +196,22 @@ def test_a_batch_that_failed_leaves_no_numbers_behind(path: Path) -> None:
 
 def test_of_too_many_numbers_the_older_are_forgotten() -> None:
     numbers = Numbers()
-    numbers.remember({b"old": 1})
-    numbers.remember({b"%d" % number: number for number in range(65_536)})
-    assert (numbers.get(b"old"), numbers.get(b"65535")) == (1, 65_535)
-    numbers.remember({b"new": 2})
-    assert (numbers.get(b"old"), numbers.get(b"0"), numbers.get(b"65535"), numbers.get(b"new")) == (
-        None,
-        None,
-        65_535,
-        2,
-    )
+    numbers.of(1)
+    numbers.remember({b"old": 1}, 1)
+    numbers.remember({b"%d" % number: number for number in range(65_536)}, 1)
+    assert [numbers.of(1).get(digest) for digest in (b"old", b"65535")] == [1, 65_535]
+    numbers.remember({b"new": 2}, 1)
+    assert [numbers.of(1).get(digest) for digest in (b"old", b"0", b"65535", b"new")] == [None, None, 65_535, 2]
+
+
+def test_numbers_of_before_a_sweep_are_forgotten_whenever_they_come() -> None:
+    numbers = Numbers()
+    numbers.of(1)
+    numbers.remember({b"a": 1}, 1)
+    assert dict(numbers.of(1)) == {b"a": 1}
+    assert dict(numbers.of(2)) == {}
+    numbers.remember({b"b": 2}, 1)
+    assert dict(numbers.of(2)) == {}
 
 
 # packs

@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar, cast
 
 from msgspec import Struct
@@ -30,6 +31,7 @@ from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
 __all__ = [
     "MAX_PAGE",
     "AddResult",
+    "Deleted",
     "Feedback",
     "Found",
     "Order",
@@ -80,6 +82,16 @@ class Page(Generic[T]):
 
     items: list[T]
     next_cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion took away; `blobs` are the SHA-256 (hex) of those that nothing in the store names any more."""
+
+    steps: int = 0
+    threads: int = 0
+    messages: int = 0
+    blobs: tuple[str, ...] = ()
 
 
 class StepRow(Struct, frozen=True, omit_defaults=True):
@@ -344,6 +356,51 @@ class Store(Protocol):
         """Return steps added or updated since a position, in order of change, and the position they lead to.
 
         `after=None` returns no steps and the position of now; 0 starts from the beginning.
+        """
+        ...
+
+    def delete_thread(self, id: str) -> Deleted:
+        """Delete a thread, its steps and their scores; raises `NotFoundError`.
+
+        This and the deletions below take transactions short enough for others to add beside them. One that ends early
+        leaves a whole store, and is to be called again. A step that arrives later makes its thread and run again.
+        """
+        ...
+
+    def delete_run(self, id: str) -> Deleted:
+        """Delete all steps of the trace of a step, and those below its root; raises `NotFoundError`."""
+        ...
+
+    def delete_user(self, user: str) -> Deleted:
+        """Delete the threads of a user (id or identifier) and all runs with a step of the user; or `NotFoundError`."""
+        ...
+
+    def expire(self, *, before_ns: int | None = None, max_bytes: int | None = None) -> Deleted:
+        """Delete whole runs and threads: those without activity since `before_ns`, then the longest inactive until
+        the store uses `max_bytes` or less. One that has a pending step of the last 24 hours stays.
+
+        Activity is the latest start or end. A run of which no time is known goes with `max_bytes` alone, and first.
+        """
+        ...
+
+    def loose_blobs(self) -> list[str]:
+        """Return the SHA-256 (hex) of blobs whose last step was deleted, until `forget_blobs`."""
+        ...
+
+    def forget_blobs(self, hashes: Sequence[str]) -> None:
+        """Say that these blobs are gone, or are kept for other reasons."""
+        ...
+
+    def vacuum(self) -> None:
+        """Write the store anew without its gaps, and compressed; raises `StoreError` where others are in the way.
+
+        Others may read meanwhile; who writes waits for the last part of it, which takes a second for some 200 MB.
+        """
+        ...
+
+    def backup(self, path: Path) -> None:
+        """Write a copy of the store as it is now to a new file, which appears when it is whole; raises `UsageError`
+        for one that is there, `StoreError` where it can't be written. Others may read and write meanwhile.
         """
         ...
 

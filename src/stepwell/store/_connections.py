@@ -114,6 +114,39 @@ class Connections:
                     db.execute("ROLLBACK")
                 self._give_back(db)
 
+    def vacuum(self) -> None:
+        """Write the file anew without its gaps, and empty the write-ahead log. Raises `StoreError` where that waits
+        longer than the deadline for other processes.
+        """
+        if self._read_only:
+            raise StoreError(f"{self.name} is open for reading only")
+        with self._mapped(), self._holding_write_lock():
+            db = self._writer = self._writer or self._open_writer()
+            self._patiently(lambda: db.execute("VACUUM"))
+            self._patiently(lambda: self._empty_wal(db))
+
+    def _empty_wal(self, db: sqlite3.Connection) -> None:
+        if self.path is not None and db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            error = sqlite3.OperationalError("another process reads it and holds up what was written: try again")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+
+    def copy_to(self, path: Path) -> None:
+        """Write the store as it is now into an empty file, without its gaps."""
+        if self.path is None:
+            with self._mapped(), self._holding_write_lock():
+                self._writer = self._writer or self._open_writer()
+                self._writer.execute("VACUUM INTO ?", (str(path),))
+            return
+        with self._mapped():
+            db = self._borrow()
+            try:
+                db.execute("PRAGMA query_only = 0")  # which is about the other file too
+                db.execute("VACUUM INTO ?", (str(path),))
+            finally:
+                db.execute("PRAGMA query_only = 1")
+                self._give_back(db)
+
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""
         self._closing.set()

@@ -26,8 +26,19 @@ from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 from stepwell.errors import CorruptStoreError
 from stepwell.model import Generation, StepRecord
 from stepwell.store._packs import PackReader
+from stepwell.store._schema import LAST_MESSAGE
 
-__all__ = ["MIN_BYTES", "Bodies", "Cut", "Cutter", "Numbers", "is_large", "number_messages", "write_refs"]
+__all__ = [
+    "LAST_MESSAGE",
+    "MIN_BYTES",
+    "Bodies",
+    "Cut",
+    "Cutter",
+    "Numbers",
+    "is_large",
+    "number_messages",
+    "write_refs",
+]
 
 MIN_BYTES: Final = 256  # of an array: a shorter one is no larger than what would stand for it
 _MIN_ELEMENT_BYTES: Final = 32  # on average: more numbers than text is a vector, not messages
@@ -182,24 +193,34 @@ def _find(text: bytes, name: bytes, value: bytes, found: list[tuple[int, int, _A
 
 
 class Numbers:
-    """Remembers the numbers of messages that this process committed or read lately, to spare the query."""
+    """Remembers the numbers of messages that this process committed or read lately, to spare the query.
+
+    Messages may be deleted, by other processes too, which count each time in `state.sweep`: what was known before is
+    forgotten. It is one value, replaced as a whole, so that who comes late with older numbers adds them to nothing.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, int] = {}
+        self._known: tuple[int, dict[bytes, int]] = (0, {})
 
-    def get(self, digest: bytes) -> int | None:
-        """Return a message's number, None where it must be looked up."""
-        return self._known.get(digest)
+    def of(self, sweep: int) -> Mapping[bytes, int]:
+        """Return the known numbers by digest, those not there must be looked up. `sweep` is the count of now."""
+        if self._known[0] != sweep:
+            self._known = (sweep, {})
+        return self._known[1]
 
-    def remember(self, numbers: Mapping[bytes, int]) -> None:
-        """Keep what was committed; of too many, the older half is forgotten."""
-        if len(self._known) + len(numbers) > _MAX_REMEMBERED:
-            self._known = dict(list(self._known.items())[-_MAX_REMEMBERED // 2 :])
-        self._known.update(numbers)
+    def remember(self, numbers: Mapping[bytes, int], sweep: int) -> None:
+        """Keep what was committed when the count was `sweep`; of too many, the older half is forgotten."""
+        since, known = self._known
+        if since != sweep:
+            return
+        if len(known) + len(numbers) > _MAX_REMEMBERED:
+            known = dict(list(known.items())[-_MAX_REMEMBERED // 2 :])
+            self._known = (sweep, known)
+        known.update(numbers)
 
 
 def number_messages(
-    db: sqlite3.Connection, bodies: Mapping[bytes, Raw], known: Numbers
+    db: sqlite3.Connection, bodies: Mapping[bytes, Raw], known: Mapping[bytes, int]
 ) -> tuple[dict[bytes, int], list[bytes]]:
     """Return the number of each message, and which are new and must be inserted under theirs."""
     numbers = {digest: number for digest in bodies if (number := known.get(digest)) is not None}
@@ -211,7 +232,7 @@ def number_messages(
         numbers.update(db.execute(query, chunk).fetchall())
     new = [digest for digest in missing if digest not in numbers]
     if new:
-        (last,) = db.execute("SELECT ifnull(max(number), 0) FROM messages").fetchone()
+        (last,) = db.execute(LAST_MESSAGE).fetchone()
         numbers.update(zip(new, range(last + 1, last + 1 + len(new)), strict=True))
     return numbers, new
 

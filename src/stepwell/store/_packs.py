@@ -9,21 +9,35 @@ What must stay true:
 1. Compressing is paid by what it follows: only batches are packed of which the greater part were messages that need
    not be written again.
 2. What is unpacked equals what was packed, byte for byte: payloads are spliced into the pack as they are.
-3. A pack is never changed. A step that is updated gets a row of its own, and what the pack has of it is dead.
+3. A pack is changed only to take out what was deleted or is dead: a step that is updated gets a row of its own, and
+   what the pack has of it is dead. What is in packs is listed in `pack_contents`, so that few need to be opened.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 
 from stepwell.errors import CorruptStoreError
+from stepwell.store._schema import LAST_PACK
+from stepwell.store._spans import encode_spans, spans_of_refs, united
 
-__all__ = ["PACKED_COLUMNS", "PackReader", "PackWriter", "packs_pay"]
+__all__ = [
+    "MIN_BATCH_BYTES",
+    "PACKED_COLUMNS",
+    "Item",
+    "PackReader",
+    "PackWriter",
+    "contents_of",
+    "list_pack",
+    "packs_pay",
+    "read_pack",
+    "rewrite_pack",
+]
 
 PACK_BYTES: Final = 65_536  # what a read of one step unpacks; half of it costs a seventh more of the file
 MIN_BATCH_BYTES: Final = 8_192  # what little is left of a small batch does not compress well
@@ -63,7 +77,7 @@ class PackWriter:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        (last,) = db.execute("SELECT ifnull(max(number), 0) FROM packs").fetchone()
+        (last,) = db.execute(LAST_PACK).fetchone()
         self._number = int(last) + 1
         self._items: list[Item] = []
         self._bytes = 0
@@ -91,8 +105,8 @@ class PackWriter:
     def flush(self) -> None:
         """Write the pack that is being filled."""
         if self._items:
-            body = bytearray(zlib.compress(_encode(self._items), _LEVEL))
-            self._db.execute("INSERT INTO packs (number, body) VALUES (?, ?)", (self._number, body))
+            self._db.execute("INSERT INTO packs (number, body) VALUES (?, ?)", (self._number, _write(self._items)))
+            list_pack(self._db, self._number, self._items)
             self._number += 1
             self._items, self._bytes = [], 0
 
@@ -134,6 +148,46 @@ class PackReader:
             del self._packs[next(iter(self._packs))]
         self._packs[pack] = items
         return items
+
+
+def list_pack(db: sqlite3.Connection, number: int, items: Iterable[Item]) -> None:
+    """Write the row of `pack_contents`."""
+    db.execute("REPLACE INTO pack_contents VALUES (?, ?, ?, ?)", (number, *contents_of(items)))
+
+
+def contents_of(items: Iterable[Item]) -> tuple[int | None, int | None, str]:
+    """Return first step, last step and references of what is in a pack."""
+    steps: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for item in items:
+        if item.step is not None:
+            steps.append(item.step)
+            if isinstance(item.refs, Raw):
+                spans += spans_of_refs(item.refs)
+    return min(steps, default=None), max(steps, default=None), encode_spans(united(spans))
+
+
+def rewrite_pack(db: sqlite3.Connection, number: int, is_kept: Callable[[Item], bool]) -> list[Item]:
+    """Take out of a pack what is not kept, and the pack itself where nothing is; return what was taken out."""
+    row = db.execute("SELECT body FROM packs WHERE number = ?", (number,)).fetchone()
+    if row is None:
+        raise CorruptStoreError(f"pack {number} is not there")
+    kept: list[Item] = []
+    removed: list[Item] = []
+    for item in read_pack(number, row[0]):
+        (kept if is_kept(item) else removed).append(item)
+    if not kept:
+        db.execute(f"UPDATE state SET last_pack = ({LAST_PACK})")  # noqa: S608 (a constant)
+        db.execute("DELETE FROM packs WHERE number = ?", (number,))
+        db.execute("DELETE FROM pack_contents WHERE pack = ?", (number,))
+    elif removed:
+        db.execute("UPDATE packs SET body = ? WHERE number = ?", (_write(kept), number))
+        list_pack(db, number, kept)
+    return removed
+
+
+def _write(items: list[Item]) -> bytearray:
+    return bytearray(zlib.compress(_encode(items), _LEVEL))
 
 
 def read_pack(number: int, body: bytes) -> list[Item]:

@@ -54,6 +54,20 @@ for one named `feedback` that did.
 `errors` (failed steps) and `tokens` (a REAL beyond 64 bits) are sums over its steps: who inserts steps adds to them,
 what updates and deletions change is the work of the triggers `steps_updated` and `steps_deleted`.
 
+What deletions need, since version 3:
+
+`state`, one row: `last_number`, `last_message` and `last_pack` are numbers of steps, messages and packs that were given
+before the latest deletion and are not given again, since cursors and references may still name them. `sweep` counts
+the deletions of messages: who remembers numbers of messages forgets them when it has grown. `unlisted_step` and
+`unlisted_pack`: rows numbered up to these, which older versions wrote, are not in the tables below yet; 0 when all are.
+
+`pack_contents`: for each `pack` the `first_step` and `last_step` of which it holds a payload, and in `refs` which
+messages these refer to, as a JSON array of `[first, last]`.
+
+`step_blobs`: `hash` (SHA-256, 32 bytes) and `step` (`steps.number`), a row for each blob that a step's record names.
+`loose_blobs`: `hash` of blobs whose last such row is gone, until their file is. `loose_messages`: `number`, `first` and
+`last` of messages to which a deleted payload referred; they go too, with the next sweep, unless another one does.
+
 Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
 the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
 marked `stray` and have indexes of their own.
@@ -70,6 +84,8 @@ marked `stray` and have indexes of their own.
 | newest threads | `threads_active` |
 | feedback that waits for its step | `scores_waiting` |
 | newest scores, and those of a name | `scores_created`, `scores_name` |
+| references of payloads that are in no pack | `payload_refs` |
+| blobs of a step | `step_blobs_step` |
 """
 
 from __future__ import annotations
@@ -79,7 +95,16 @@ from typing import Final
 
 from stepwell.errors import CorruptStoreError
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "check_current", "migrate", "read_version"]
+__all__ = [
+    "APPLICATION_ID",
+    "LAST_MESSAGE",
+    "LAST_PACK",
+    "LAST_POSITION",
+    "SCHEMA_VERSION",
+    "check_current",
+    "migrate",
+    "read_version",
+]
 
 APPLICATION_ID: Final = 0x73746570
 
@@ -205,7 +230,34 @@ _VERSION_3: Final = (
     """,
     "CREATE INDEX scores_created ON scores (ifnull(created_ns, -1))",
     "CREATE INDEX scores_name ON scores (name, ifnull(created_ns, -1))",
+    # What older rows refer to is listed when something is deleted for the first time, a few of them at once: it takes
+    # reading all of them, and opening a file should not.
+    """
+    CREATE TABLE state (
+        last_number INTEGER NOT NULL, last_message INTEGER NOT NULL, last_pack INTEGER NOT NULL,
+        sweep INTEGER NOT NULL, unlisted_step INTEGER NOT NULL, unlisted_pack INTEGER NOT NULL
+    )
+    """,
+    """
+    INSERT INTO state
+    SELECT 0, 0, 0, 0, ifnull((SELECT max(number) FROM steps), 0), ifnull((SELECT max(number) FROM packs), 0)
+    """,
+    "CREATE TABLE pack_contents (pack INTEGER PRIMARY KEY, first_step INTEGER, last_step INTEGER, refs TEXT NOT NULL)",
+    "CREATE TABLE step_blobs (hash BLOB, step INTEGER, PRIMARY KEY (hash, step)) WITHOUT ROWID",
+    "CREATE INDEX step_blobs_step ON step_blobs (step)",
+    "CREATE TABLE loose_blobs (hash BLOB PRIMARY KEY) WITHOUT ROWID",
+    "CREATE TABLE loose_messages (number INTEGER PRIMARY KEY AUTOINCREMENT, first INTEGER, last INTEGER)",
+    # By number first, so that new rows are added at its end; with `refs` in it, to be read without the payloads.
+    "CREATE INDEX payload_refs ON payload (number, refs) WHERE refs IS NOT NULL",
 )
+
+# The last numbers that were given, to steps and their updates, to messages, and to packs.
+LAST_POSITION: Final = (
+    "SELECT max(ifnull((SELECT max(number) FROM steps), 0), "
+    "ifnull((SELECT max(changed) FROM steps WHERE changed IS NOT NULL), 0), last_number) FROM state"
+)
+LAST_MESSAGE: Final = "SELECT max(ifnull((SELECT max(number) FROM messages), 0), last_message) FROM state"
+LAST_PACK: Final = "SELECT max(ifnull((SELECT max(number) FROM packs), 0), last_pack) FROM state"
 
 # One entry a version, in order; what was released is never edited, a change is a new entry.
 _MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)

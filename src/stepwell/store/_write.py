@@ -30,6 +30,7 @@ from stepwell.model import (
     decode_record,
 )
 from stepwell.store import AddResult, Rejection
+from stepwell.store._loose import BLOB_MARK, hashes_in, list_blobs, loosen_messages
 from stepwell.store._merge import (
     NULL,
     apply_llm_rule,
@@ -45,6 +46,7 @@ from stepwell.store._rows import (
     OPTIONAL_STEP_COLUMNS,
     PACK_BIT,
     PAYLOAD_COLUMNS,
+    RECORD_COLUMNS,
     RECORD_SQL,
     REQUIRED_STEP_COLUMNS,
     SCORE_COLUMNS,
@@ -60,6 +62,8 @@ from stepwell.store._rows import (
     step_of_row,
     thread_of_row,
 )
+from stepwell.store._schema import LAST_POSITION
+from stepwell.store._spans import spans_of_refs
 from stepwell.store._visits import TOUCH_THREAD, Visit
 
 __all__ = ["LAST_POSITION", "Intake"]
@@ -67,10 +71,6 @@ __all__ = ["LAST_POSITION", "Intake"]
 _SELECT_STEP: Final = f"SELECT s.number, {RECORD_SQL} FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ?"
 _SELECT_THREAD: Final = f"SELECT {', '.join(THREAD_COLUMNS)} FROM threads WHERE id = ?"
 _SELECT_SCORES: Final = f"SELECT number, {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ?"
-LAST_POSITION: Final = (
-    "SELECT max(ifnull((SELECT max(number) FROM steps), 0), "
-    "ifnull((SELECT max(changed) FROM steps WHERE changed IS NOT NULL), 0))"
-)
 _INSERT_TAG: Final = "INSERT INTO step_tags (tag, start_ns, step) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _DELETE_TAG: Final = "DELETE FROM step_tags WHERE tag = ? AND start_ns = ? AND step = ?"
 _REPLACE_SCORE: Final = (
@@ -96,6 +96,7 @@ _SET_AWAITED_FEEDBACK: Final = (
     "UPDATE scores SET waiting = NULL WHERE waiting AND step_id IN (SELECT id FROM steps)",
 )
 
+_REFS: Final = RECORD_COLUMNS.index("refs")
 _DOWNGRADED: Final = 1 << OPTIONAL_STEP_COLUMNS.index("downgraded_from")
 TURN_NS: Final = 1_000_000  # how long the batch is worked on before others get a turn; see `Intake`
 _FIRST_PAYLOAD_BIT: Final = 1 << len(OPTIONAL_STEP_COLUMNS)
@@ -126,6 +127,7 @@ class Intake:
         self.groups: Groups = {}
         self.again: list[int] = []  # places of steps whose id the batch has had before
         self.tags: list[tuple[list[str], list[Any]]] = []  # with the row
+        self.blobs: list[tuple[set[bytes], list[Any]]] = []  # likewise
         self.threads: list[tuple[int, ThreadRecord]] = []
         self.scores: list[tuple[int, str, list[Score]]] = []
         self.cuts: list[tuple[list[Any], list[Cut]]] = []  # with the row of `payload`
@@ -178,6 +180,8 @@ class Intake:
         self.thread_ids.append(step.thread_id)
         if step.tags:
             self.tags.append((step.tags, row))
+        if BLOB_MARK in frame and (hashes := hashes_in(frame)):
+            self.blobs.append((hashes, row))
 
     def _take_scores(self, index: int, step: StepRecord) -> None:
         scores = step.scores or []
@@ -198,8 +202,11 @@ class Intake:
             _check_created(record)
             self.scores.append((index, record.step_id, [record]))
 
-    def write(self, db: sqlite3.Connection, known: Numbers) -> tuple[AddResult, dict[bytes, int]]:
-        """Write the batch; say what became of it, and what numbers its messages have once it is committed."""
+    def write(self, db: sqlite3.Connection, known: Numbers) -> tuple[AddResult, dict[bytes, int], int]:
+        """Write the batch; say what became of it, what numbers its messages have once it is committed, and since when.
+
+        The last is the count of sweeps, see `Numbers`.
+        """
         writer = _Writer(db, self, known)
         writer.insert()
         for index, thread in self.threads:
@@ -211,7 +218,11 @@ class Intake:
                 writer.merge_scores(index, step_id, scores)
         accepted = len(writer.accepted) + writer.inserted
         refused.sort(key=lambda rejection: rejection.index)
-        return AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused)), writer.numbers
+        return (
+            AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused)),
+            writer.numbers,
+            writer.sweep,
+        )
 
 
 def _may_hold_arrays(frame: bytes, generation: Generation | None) -> bool:
@@ -231,12 +242,12 @@ class _Writer:
 
     def __init__(self, db: sqlite3.Connection, intake: Intake, known: Numbers) -> None:
         self._db = db
-        self._known_numbers = known
         self._bodies = Bodies(db)
         self.numbers: dict[bytes, int] = {}
         self._intake = intake
         self._packer = StepPacker()
-        (self._position,) = db.execute(LAST_POSITION).fetchone()
+        self._position, self.sweep = db.execute(f"SELECT ({LAST_POSITION}), sweep FROM state").fetchone()
+        self._known_numbers = known.of(self.sweep)
         self._known: set[int] = set()  # numbers that stayed free, because the step's id is known
         self._again = {*intake.again}
         self._fresh: set[int] = set()  # places of new steps, in a batch with scores
@@ -268,6 +279,8 @@ class _Writer:
             self._fresh = {index for index, row in places if row[0] not in self._known}
         tags = ((tag, row[4], row[0]) for tags, row in intake.tags if row[0] not in self._known for tag in tags)
         self._db.executemany(_INSERT_TAG, tags)
+        if intake.blobs:
+            list_blobs(self._db, ((hashes, row[0]) for hashes, row in intake.blobs if row[0] not in self._known))
         for index in sorted(self._again):
             self._merge_step(index, cast("StepRecord", decode_record(intake.frames[index])))
 
@@ -369,11 +382,19 @@ class _Writer:
         self._db.execute(_update_step(shape), (*row[2:], self._position, number))
         if shape >= _FIRST_PAYLOAD_BIT:
             self._db.execute(_insert_payload(shape, replace=True), payload)
+            self._list_references(index, values[_REFS], payload)
         if (merged.tags, merged.start_ns) != (old.tags, old.start_ns):
             start_ns = UNKNOWN_NS if old.start_ns is None else old.start_ns
             self._db.executemany(_DELETE_TAG, [(tag, start_ns, number) for tag in old.tags or ()])
             self._db.executemany(_INSERT_TAG, [(tag, row[4], number) for tag in merged.tags or ()])
         self.accepted.add(index)
+
+    def _list_references(self, index: int, old_refs: str | None, payload: list[Any]) -> None:
+        frame = self._intake.frames[index]
+        if BLOB_MARK in frame:
+            list_blobs(self._db, [(hashes_in(frame), payload[0])])
+        if old_refs is not None and old_refs != payload[-1]:
+            loosen_messages(self._db, spans_of_refs(old_refs))
 
     def _pack(self, step: StepRecord) -> tuple[int, list[Any], list[Any]]:
         generation, cutter = parse_generation(step), Cutter()

@@ -20,6 +20,7 @@ from stepwell.model import Score, StepRecord, ThreadRecord
 from stepwell.store import (
     MAX_PAGE,
     AddResult,
+    Deleted,
     Found,
     Order,
     Page,
@@ -30,9 +31,12 @@ from stepwell.store import (
     StoreStats,
     ThreadFilter,
     ThreadRow,
+    _retention,
+    _vacuum,
 )
 from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
+from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
@@ -119,8 +123,8 @@ class SqliteStore:
 
     def _add(self, intake: Intake) -> AddResult:
         with self._connections.writing() as db:
-            result, numbers = intake.write(db, self._numbers)
-        self._numbers.remember(numbers)
+            result, numbers, sweep = intake.write(db, self._numbers)
+        self._numbers.remember(numbers, sweep)
         return result
 
     def step(self, id: str) -> StepRecord:
@@ -249,6 +253,38 @@ class SqliteStore:
         rows.sort(key=itemgetter(0))
         del rows[limit:]
         return [step_row(row[1:]) for row in rows], rows[-1][0] if rows else after
+
+    def delete_thread(self, id: str) -> Deleted:
+        """Delete a thread, its steps and their scores; raises `NotFoundError`."""
+        return _retention.delete_thread(self._connections, id)
+
+    def delete_run(self, id: str) -> Deleted:
+        """Delete all steps of the trace of a step, and those below its root; raises `NotFoundError`."""
+        return _retention.delete_run(self._connections, id)
+
+    def delete_user(self, user: str) -> Deleted:
+        """Delete the threads of a user (id or identifier) and all runs with a step of the user; or `NotFoundError`."""
+        return _retention.delete_user(self._connections, user)
+
+    def expire(self, *, before_ns: int | None = None, max_bytes: int | None = None) -> Deleted:
+        """Delete whole runs and threads: those that are older, then the oldest until the rest fits."""
+        return _retention.expire(self._connections, before_ns, max_bytes)
+
+    def loose_blobs(self) -> list[str]:
+        """Return the SHA-256 (hex) of blobs whose last step was deleted, until `forget_blobs`."""
+        return loose_blobs(self._connections)
+
+    def forget_blobs(self, hashes: Sequence[str]) -> None:
+        """Say that these blobs are gone, or are kept for other reasons."""
+        forget_blobs(self._connections, hashes)
+
+    def vacuum(self) -> None:
+        """Write the store anew without its gaps, and compressed; raises `StoreError` where others are in the way."""
+        _vacuum.vacuum(self._connections)
+
+    def backup(self, path: Path) -> None:
+        """Write a copy of the store as it is now to a new file; raises `UsageError` for one that is there."""
+        _vacuum.backup(self._connections, path)
 
     def stats(self) -> StoreStats:
         """Count what the store holds; reads all of it."""

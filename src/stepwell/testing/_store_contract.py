@@ -11,6 +11,7 @@ from msgspec import Raw, json
 
 from stepwell.model import Score, StepRecord, ThreadRecord, decode_record
 from stepwell.store import AddResult, Found, StepFilter, Store, ThreadFilter
+from stepwell.testing._store_deletion_contract import StoreDeletionContract
 from stepwell.testing._store_filter_contract import StoreFilterContract
 from stepwell.testing._store_reading_contract import (
     FULL_STEP,
@@ -25,7 +26,7 @@ from stepwell.testing._store_reading_contract import (
 __all__ = ["StoreContract"]
 
 
-class StoreContract(StoreFilterContract):
+class StoreContract(StoreDeletionContract, StoreFilterContract):
     """The conformance suite of the store protocol."""
 
     # adding
