@@ -16,8 +16,9 @@ from msgspec import Raw, json
 
 from stepwell.errors import CorruptStoreError, StoreError
 from stepwell.model import StepRecord, decode_record
-from stepwell.store import AddResult, StepFilter, ThreadFilter, _schema, open_store
+from stepwell.store import AddResult, StepFilter, ThreadFilter, open_store
 from stepwell.store._messages import Numbers
+from stepwell.store._migrations import MIGRATIONS
 from stepwell.store.sqlite import SqliteStore
 
 
@@ -331,7 +332,7 @@ def test_a_message_that_is_gone_is_found_by_check_and_named_by_reading(path: Pat
 def test_a_file_of_version_1_is_brought_up_to_date_and_keeps_what_it_holds(path: Path) -> None:
     record = call("a", HISTORY, agent_id="agent", error={"type": "E", "message": "bad"})
     with sqlite3.connect(path) as db:
-        for statement in _schema._VERSION_1:
+        for statement in MIGRATIONS[0]:
             db.execute(statement)
         db.execute("PRAGMA user_version = 1")
         generation = json.encode({"model": "m", "messages": HISTORY}).decode()

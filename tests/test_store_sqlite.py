@@ -185,7 +185,7 @@ def test_a_truncated_file_is_refused(filled: Path, read_only: bool) -> None:
 
 def test_a_damaged_file_says_so_when_it_is_read_and_when_it_is_checked(filled: Path) -> None:
     with filled.open("r+b") as file:
-        file.seek(8192 * 40)  # the first pages hold the schema and the roots of the tables
+        file.seek(8192 * 60)  # the first pages hold the schema and the roots of the tables
         file.write(b"\xff" * 8192 * 20)
     store = open_store(str(filled))
     with pytest.raises(CorruptStoreError, match=r"steps.db: database disk image is malformed"):

@@ -27,16 +27,22 @@ from msgspec import Struct
 from stepwell._vocabulary import ScoreType
 from stepwell.errors import UsageError
 from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
+from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Rollup, RollupQuery, UserRow
 
 __all__ = [
     "MAX_PAGE",
+    "MAX_ROLLUPS",
     "AddResult",
     "Deleted",
+    "Dimension",
+    "Every",
     "Feedback",
     "Found",
     "Order",
     "Page",
     "Rejection",
+    "Rollup",
+    "RollupQuery",
     "RunRow",
     "Scalar",
     "ScoreFilter",
@@ -47,6 +53,7 @@ __all__ = [
     "StoreStats",
     "ThreadFilter",
     "ThreadRow",
+    "UserRow",
     "open_store",
 ]
 
@@ -405,7 +412,25 @@ class Store(Protocol):
         ...
 
     def stats(self) -> StoreStats:
-        """Count what the store holds; reads all of it."""
+        """Count what the store holds."""
+        ...
+
+    def rollups(self, query: RollupQuery = ...) -> list[Rollup]:
+        """Sum steps by time and fields, oldest first; hours and days without any are left out.
+
+        Raises `UsageError` for more than `MAX_ROLLUPS`.
+        """
+        ...
+
+    def users(self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc") -> Page[UserRow]:
+        """List users by their latest step, with the sums of all their steps."""
+        ...
+
+    def catch_up(self, deadline_s: float = 10.0) -> bool:
+        """Bring up to date what is derived from the records, off the way of `add`; tell whether nothing is left to do.
+
+        Rollups and users are exact without it, but then read what was added since. Begins nothing after `deadline_s`.
+        """
         ...
 
     def check(self) -> list[str]:

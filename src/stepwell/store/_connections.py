@@ -34,6 +34,7 @@ __all__ = ["Connections"]
 T = TypeVar("T")
 
 WAL_LIMIT_BYTES: Final = 64 << 20
+_REST_S: Final = 0.005  # locks are not fair: who asks again at once gets them again
 _FORK_WAIT_S: Final = 5.0
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
@@ -113,6 +114,11 @@ class Connections:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 self._give_back(db)
+
+    def rest(self) -> None:
+        """Let other threads and processes have their turn at writing; raises `ClosedError` after `close`."""
+        self._closing.wait(_REST_S)
+        self._check_open()
 
     def vacuum(self) -> None:
         """Write the file anew without its gaps, and empty the write-ahead log. Raises `StoreError` where that waits

@@ -68,6 +68,20 @@ messages these refer to, as a JSON array of `[first, last]`.
 `loose_blobs`: `hash` of blobs whose last such row is gone, until their file is. `loose_messages`: `number`, `first` and
 `last` of messages to which a deleted payload referred; they go too, with the next sweep, unless another one does.
 
+`rollups`: sums of the steps that started in an hour or a day (UTC) and have the same `type`, `name`, `model` and
+`environment`: `span_s` (3600 or 86400), `start_ns` of the hour or day (-1: the steps' start is not known), `steps`,
+how many of them are `success` `failed` `cancelled` `pending` `interrupted`, sums of `input_tokens` `output_tokens`
+`total_tokens` `cached_input_tokens` `cost` and `duration_ns`, and `durations`: a JSON object of how many durations are
+in bucket n, above 1.04^(n-1) ns and up to 1.04^n ns; bucket 0 holds those of 1 ns and less. `user_rollups`: the same
+sums by `user` and `environment`; the user is the one that the step names, else its thread's. `users`: `user`, of
+all steps of a user: `steps`, `errors` (failed ones), `tokens` (the totals) and `cost`; the starts of the first and the
+last, `first_ns` and `last_ns` (-1: not known), and `last_step`, the `number` of the last.
+
+What the sums have is `counted`: steps up to its `number`, as they were before the `recounts`, in which triggers
+(`steps_recount` `steps_uncount`, and of a thread's user `threads_recount` `threads_count` `threads_uncount`) note
+counted steps that changed or went: `step` is the number of the step, as it was with `sign` -1, as it is with 1. So
+exact sums are those of the tables, plus the recounts, plus the steps above `counted`.
+
 Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
 the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
 marked `stray` and have indexes of their own.
@@ -78,10 +92,11 @@ marked `stray` and have indexes of their own.
 | newest steps; newest runs | `steps_start`; `steps_top` |
 | steps of a thread, of a model | `steps_thread`, `steps_model` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
-| steps with feedback, of an agent | `steps_feedback`, `steps_agent_id` |
+| steps with feedback, of an agent, of a user | `steps_feedback`, `steps_agent_id`, `steps_user` |
 | steps with a tag | `step_tags` |
 | what changed | `number`, `steps_changed` |
-| newest threads | `threads_active` |
+| newest threads; threads of a user | `threads_active`; `threads_user` |
+| sums of hours and days; users by latest step | `rollups_key`, `user_rollups_key`; `users_active` |
 | feedback that waits for its step | `scores_waiting` |
 | newest scores, and those of a name | `scores_created`, `scores_name` |
 | references of payloads that are in no pack | `payload_refs` |
@@ -94,6 +109,7 @@ import sqlite3
 from typing import Final
 
 from stepwell.errors import CorruptStoreError
+from stepwell.store._migrations import APPLICATION_ID, MIGRATIONS
 
 __all__ = [
     "APPLICATION_ID",
@@ -106,151 +122,6 @@ __all__ = [
     "read_version",
 ]
 
-APPLICATION_ID: Final = 0x73746570
-
-_VERSION_1: Final = (
-    """
-    CREATE TABLE steps (
-        number INTEGER PRIMARY KEY,
-        id NOT NULL UNIQUE, trace_id, parent_id, thread_id TEXT, root_run_id,
-        type TEXT, name TEXT, start_ns INTEGER NOT NULL, end_ns INTEGER, status TEXT, error_type TEXT,
-        model TEXT, provider TEXT, input_tokens INTEGER, output_tokens INTEGER, total_tokens INTEGER,
-        tags TEXT, downgraded_from TEXT, child_count INTEGER,
-        user TEXT, environment TEXT, service TEXT, "release" TEXT, stray INTEGER, changed INTEGER
-    )
-    """,
-    """
-    CREATE TABLE payload (
-        number INTEGER PRIMARY KEY,
-        input TEXT, output TEXT, generation TEXT, metadata TEXT, error TEXT, attachments TEXT,
-        agent_id TEXT, active_ns INTEGER, sdk TEXT
-    )
-    """,
-    """
-    CREATE TABLE step_tags (
-        tag TEXT, start_ns INTEGER, step INTEGER, PRIMARY KEY (tag, start_ns, step)
-    ) WITHOUT ROWID
-    """,
-    """
-    CREATE TABLE scores (
-        number INTEGER PRIMARY KEY,
-        step_id NOT NULL, id TEXT NOT NULL, name TEXT, type TEXT, value REAL, label TEXT, comment TEXT,
-        tags TEXT, created_ns INTEGER, named_step INTEGER NOT NULL, UNIQUE (step_id, id)
-    )
-    """,
-    """
-    CREATE TABLE threads (
-        number INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE, name TEXT, user TEXT, user_name TEXT, tags TEXT, metadata TEXT, environment TEXT,
-        created_ns INTEGER, active_ns INTEGER NOT NULL DEFAULT -1
-    )
-    """,
-    "CREATE INDEX steps_start ON steps (start_ns)",
-    "CREATE INDEX steps_top ON steps (start_ns) WHERE parent_id IS NULL OR root_run_id = id",
-    "CREATE INDEX steps_thread ON steps (thread_id, start_ns) WHERE thread_id IS NOT NULL",
-    "CREATE INDEX steps_model ON steps (model, start_ns) WHERE model IS NOT NULL",
-    "CREATE INDEX steps_unsuccessful ON steps (status, start_ns) WHERE status <> 'success'",
-    "CREATE INDEX steps_changed ON steps (changed) WHERE changed IS NOT NULL",
-    "CREATE INDEX steps_stray_parent_id ON steps (parent_id) WHERE stray",
-    "CREATE INDEX steps_stray_trace_id ON steps (trace_id) WHERE stray",
-    "CREATE INDEX steps_stray_root_run_id ON steps (root_run_id) WHERE stray",
-    "CREATE INDEX threads_active ON threads (active_ns)",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-)
-
-# Old rows stay as they are: their payloads hold their messages, and their new columns are NULL, but for the feedback.
-_VERSION_2: Final = (
-    "CREATE TABLE messages (number INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, body TEXT, pack INTEGER)",
-    "CREATE TABLE packs (number INTEGER PRIMARY KEY, body BLOB NOT NULL)",
-    "ALTER TABLE payload ADD COLUMN refs TEXT",
-    "ALTER TABLE payload ADD COLUMN pack INTEGER",
-    """
-    CREATE VIEW step_messages AS
-    SELECT p.number AS step, json_extract(r.value, '$[0]') AS letter, json_extract(r.value, '$[1]') AS place,
-        r.key AS run, m.number AS message, m.body AS body, m.pack AS pack
-    FROM payload p, json_each(p.refs) r, messages m
-    WHERE m.number BETWEEN json_extract(r.value, '$[2]') AND json_extract(r.value, '$[3]')
-    """,
-    "ALTER TABLE steps ADD COLUMN cached_input_tokens INTEGER",
-    "ALTER TABLE steps ADD COLUMN cache_write_tokens INTEGER",
-    "ALTER TABLE steps ADD COLUMN reasoning_tokens INTEGER",
-    "ALTER TABLE steps ADD COLUMN cost REAL",
-    "ALTER TABLE steps ADD COLUMN ttft_ns INTEGER",
-    "ALTER TABLE steps ADD COLUMN request_id TEXT",
-    "ALTER TABLE steps ADD COLUMN error_message TEXT",
-    "ALTER TABLE steps ADD COLUMN agent_id TEXT",
-    "ALTER TABLE steps ADD COLUMN feedback TEXT",
-    "ALTER TABLE scores ADD COLUMN waiting INTEGER",
-    "UPDATE scores SET waiting = 1 WHERE name = 'feedback' AND step_id NOT IN (SELECT id FROM steps)",
-    """
-    UPDATE steps SET feedback = (
-        SELECT c.label FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
-            AND c.label IN ('positive', 'negative') ORDER BY c.number DESC LIMIT 1
-    )
-    WHERE id IN (SELECT step_id FROM scores WHERE name = 'feedback')
-    """,
-    "CREATE INDEX scores_waiting ON scores (step_id) WHERE waiting",
-    "CREATE INDEX steps_feedback ON steps (feedback, start_ns) WHERE feedback IS NOT NULL",
-    "CREATE INDEX steps_agent_id ON steps (agent_id, start_ns) WHERE agent_id IS NOT NULL",
-)
-
-_COUNT_OUT: Final = """
-    UPDATE threads SET steps = steps - 1, errors = errors - (old.status IS 'failed'),
-        tokens = tokens - ifnull(old.total_tokens, 0) WHERE id = old.thread_id
-"""
-_COUNT_IN: Final = _COUNT_OUT.replace(" - ", " + ").replace("old.", "new.")
-_VERSION_3: Final = (
-    """
-    UPDATE steps SET feedback = (
-        SELECT CASE WHEN c.label IN ('positive', 'negative') THEN c.label END
-        FROM scores c WHERE c.step_id = steps.id AND c.name = 'feedback'
-        ORDER BY ifnull(c.created_ns, 0) DESC, c.number DESC LIMIT 1
-    )
-    WHERE feedback IS NOT NULL OR id IN (SELECT step_id FROM scores WHERE name = 'feedback')
-    """,
-    "ALTER TABLE threads ADD COLUMN steps INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE threads ADD COLUMN errors INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE threads ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0",
-    # sum() fails where the sum has more than 64 bits; + and * go on as REAL.
-    """
-    UPDATE threads SET (steps, errors, tokens) = (
-        SELECT count(*), count(*) FILTER (WHERE status = 'failed'),
-            ifnull(sum(total_tokens >> 32) * 4294967296 + sum(total_tokens & 4294967295), 0)
-        FROM steps WHERE thread_id = threads.id
-    )
-    """,
-    f"""
-    CREATE TRIGGER steps_deleted AFTER DELETE ON steps WHEN old.thread_id IS NOT NULL BEGIN
-        {_COUNT_OUT}; END
-    """,
-    f"""
-    CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens ON steps
-    WHEN (old.thread_id, old.status, old.total_tokens) IS NOT (new.thread_id, new.status, new.total_tokens) BEGIN
-        {_COUNT_OUT}; {_COUNT_IN}; END
-    """,
-    "CREATE INDEX scores_created ON scores (ifnull(created_ns, -1))",
-    "CREATE INDEX scores_name ON scores (name, ifnull(created_ns, -1))",
-    # What older rows refer to is listed when something is deleted for the first time, a few of them at once: it takes
-    # reading all of them, and opening a file should not.
-    """
-    CREATE TABLE state (
-        last_number INTEGER NOT NULL, last_message INTEGER NOT NULL, last_pack INTEGER NOT NULL,
-        sweep INTEGER NOT NULL, unlisted_step INTEGER NOT NULL, unlisted_pack INTEGER NOT NULL
-    )
-    """,
-    """
-    INSERT INTO state
-    SELECT 0, 0, 0, 0, ifnull((SELECT max(number) FROM steps), 0), ifnull((SELECT max(number) FROM packs), 0)
-    """,
-    "CREATE TABLE pack_contents (pack INTEGER PRIMARY KEY, first_step INTEGER, last_step INTEGER, refs TEXT NOT NULL)",
-    "CREATE TABLE step_blobs (hash BLOB, step INTEGER, PRIMARY KEY (hash, step)) WITHOUT ROWID",
-    "CREATE INDEX step_blobs_step ON step_blobs (step)",
-    "CREATE TABLE loose_blobs (hash BLOB PRIMARY KEY) WITHOUT ROWID",
-    "CREATE TABLE loose_messages (number INTEGER PRIMARY KEY AUTOINCREMENT, first INTEGER, last INTEGER)",
-    # By number first, so that new rows are added at its end; with `refs` in it, to be read without the payloads.
-    "CREATE INDEX payload_refs ON payload (number, refs) WHERE refs IS NOT NULL",
-)
-
 # The last numbers that were given, to steps and their updates, to messages, and to packs.
 LAST_POSITION: Final = (
     "SELECT max(ifnull((SELECT max(number) FROM steps), 0), "
@@ -259,9 +130,7 @@ LAST_POSITION: Final = (
 LAST_MESSAGE: Final = "SELECT max(ifnull((SELECT max(number) FROM messages), 0), last_message) FROM state"
 LAST_PACK: Final = "SELECT max(ifnull((SELECT max(number) FROM packs), 0), last_pack) FROM state"
 
-# One entry a version, in order; what was released is never edited, a change is a new entry.
-_MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)
-SCHEMA_VERSION: Final = len(_MIGRATIONS)
+SCHEMA_VERSION: Final = len(MIGRATIONS)
 
 
 def read_version(db: sqlite3.Connection, path: str) -> int:
@@ -297,7 +166,7 @@ def migrate(db: sqlite3.Connection, path: str) -> None:
 
     The version is read again under that lock, because another process may have migrated in the meantime.
     """
-    for number, statements in enumerate(_MIGRATIONS[read_version(db, path) :], start=read_version(db, path) + 1):
+    for number, statements in enumerate(MIGRATIONS[read_version(db, path) :], start=read_version(db, path) + 1):
         for statement in statements:
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {number}")

@@ -7,6 +7,7 @@ The schema is told in `stepwell.store._schema`; what holds of every store in `st
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +25,8 @@ from stepwell.store import (
     Found,
     Order,
     Page,
+    Rollup,
+    RollupQuery,
     RunRow,
     ScoreQuery,
     StepFilter,
@@ -31,6 +34,7 @@ from stepwell.store import (
     StoreStats,
     ThreadFilter,
     ThreadRow,
+    UserRow,
     _retention,
     _vacuum,
 )
@@ -40,6 +44,7 @@ from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
+from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
     LIST_COLUMNS,
     RECORD_SQL,
@@ -55,6 +60,7 @@ from stepwell.store._rows import (
     unpack_id,
 )
 from stepwell.store._tree import below, children_of, relatives
+from stepwell.store._users import read_users
 from stepwell.store._write import LAST_POSITION, Intake
 
 __all__ = ["SqliteStore"]
@@ -65,6 +71,8 @@ _ALL_STEPS: Final = StepFilter()
 _ALL_THREADS: Final = ThreadFilter()
 _ALL_SCORES: Final = ScoreQuery()
 _MIN_PREFIX: Final = 8
+_ALL_TIME: Final = RollupQuery()
+_TURN_S: Final = 0.02  # how long what is derived may keep a batch waiting
 
 _LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
 _THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
@@ -73,7 +81,6 @@ _SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE st
 _SCORE: Final = ", ".join(f"c.{name}" for name in SCORE_COLUMNS)
 _START: Final = "SELECT start_ns FROM steps WHERE thread_id = t.id AND start_ns >= 0 ORDER BY start_ns"
 _SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens"
-_COUNTS: Final = "SELECT type, status, count(*) FROM steps GROUP BY type, status"
 _SPAN: Final = (
     "SELECT (SELECT min(start_ns) FROM steps WHERE start_ns >= 0), "
     "(SELECT max(start_ns) FROM steps WHERE start_ns >= 0)"
@@ -287,9 +294,9 @@ class SqliteStore:
         _vacuum.backup(self._connections, path)
 
     def stats(self) -> StoreStats:
-        """Count what the store holds; reads all of it."""
+        """Count what the store holds."""
         with self._connections.reading() as db:
-            groups = db.execute(_COUNTS).fetchall()
+            groups = count_statuses(db)
             (threads,) = db.execute("SELECT count(*) FROM threads").fetchone()
             (scores,) = db.execute("SELECT count(*) FROM scores").fetchone()
             (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -300,7 +307,29 @@ class SqliteStore:
             by_type[type or "unknown"] += count
             by_status[status or "unknown"] += count
         steps = by_type.total()
-        return StoreStats(steps, threads, scores, dict(by_type), dict(by_status), oldest, newest, self._size(), version)
+        counts = dict(+by_type), dict(+by_status)
+        return StoreStats(steps, threads, scores, *counts, oldest, newest, self._size(), version)
+
+    def rollups(self, query: RollupQuery = _ALL_TIME) -> list[Rollup]:
+        """Sum steps by time and fields, oldest first; hours and days without any are left out."""
+        with self._connections.reading() as db:
+            return read_rollups(db, query)
+
+    def users(self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc") -> Page[UserRow]:
+        """List users by their latest step, with the sums of all their steps."""
+        page = Keyset("u", limit, cursor, order)
+        with self._connections.reading() as db:
+            return read_users(db, page)
+
+    def catch_up(self, deadline_s: float = 10.0) -> bool:
+        """Count the steps that were added since; tell whether nothing is left to do."""
+        ends = time.monotonic() + deadline_s
+        while True:
+            with self._connections.writing() as db:
+                done = count_more(db, _TURN_S)
+            if done or time.monotonic() > ends:
+                return done
+            self._connections.rest()
 
     def _size(self) -> int:
         size = 0

@@ -12,7 +12,6 @@ from msgspec import Raw, json
 from stepwell.model import Score, StepRecord, ThreadRecord, decode_record
 from stepwell.store import AddResult, Found, StepFilter, Store, ThreadFilter
 from stepwell.testing._store_deletion_contract import StoreDeletionContract
-from stepwell.testing._store_filter_contract import StoreFilterContract
 from stepwell.testing._store_reading_contract import (
     FULL_STEP,
     GRANDCHILD,
@@ -22,11 +21,12 @@ from stepwell.testing._store_reading_contract import (
     line,
     step,
 )
+from stepwell.testing._store_rollup_contract import StoreRollupContract
 
 __all__ = ["StoreContract"]
 
 
-class StoreContract(StoreDeletionContract, StoreFilterContract):
+class StoreContract(StoreDeletionContract, StoreRollupContract):
     """The conformance suite of the store protocol."""
 
     # adding
