@@ -4,8 +4,8 @@
 
 Rows are made by SQL, so that a million of them takes seconds: 50 names, 8 models, 3 environments and 2,000 users, even
 over thirty days. What a query costs grows with the rows of `rollups` in its range, not with the steps; the number of
-rows is printed, and ten times the steps of the same kinds have the same rows (but for rare kinds, which then are in
-more hours) with larger numbers in them.
+rows is printed, and ten times the steps of the same kinds have the same rows with larger numbers in them (but for
+rare kinds, which are then seen in more hours).
 """
 
 from __future__ import annotations
@@ -60,7 +60,6 @@ def main() -> None:
         db.execute(INSERT, (steps, START_NS, DAY_NS))
         db.commit()
         size = path.stat().st_size
-        before = time.perf_counter()
         print(f"{'not counted yet, 30 days':<34} {timed(store.rollups, 1):>10.2f} ms, all {steps:,} steps read")
         before = time.perf_counter()
         store.catch_up(3600)

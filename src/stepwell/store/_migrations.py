@@ -108,7 +108,7 @@ _SUMS: Final = """
     steps INTEGER NOT NULL, success INTEGER NOT NULL, failed INTEGER NOT NULL, cancelled INTEGER NOT NULL,
     pending INTEGER NOT NULL, interrupted INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL, total_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
-    cost REAL NOT NULL, duration_ns INTEGER NOT NULL, durations TEXT
+    cost REAL NOT NULL, timed INTEGER NOT NULL, duration_ns INTEGER NOT NULL
 """
 _COUNTED: Final = (
     *("start_ns", "end_ns", "type", "name", "model", "environment", "status"),
@@ -139,7 +139,7 @@ _ROLLUPS: Final = (
     f"""
     CREATE TABLE rollups (
         number INTEGER PRIMARY KEY, span_s INTEGER NOT NULL, start_ns INTEGER NOT NULL,
-        type TEXT, name TEXT, model TEXT, environment TEXT, {_SUMS}
+        type TEXT, name TEXT, model TEXT, environment TEXT, {_SUMS}, durations TEXT
     )
     """,
     "CREATE INDEX rollups_key ON rollups (span_s, start_ns, type, name, model, environment)",

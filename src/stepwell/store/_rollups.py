@@ -31,6 +31,10 @@ _TABLES: Final[dict[str, tuple[Dimension, ...]]] = {
     "rollups": ("type", "name", "model", "environment"),
     "user_rollups": ("user", "environment"),
 }
+# Their halves, because a sum that needs more than 64 bits is an error in SQL, and hostile numbers may be that large.
+_SUMMED: Final = ", ".join(
+    f"sum({name})" if name == "cost" else f"sum({name} >> 32), sum({name} & 4294967295)" for name in SUMS
+)
 _DIMENSIONS: Final[tuple[Dimension, ...]] = ("type", "name", "model", "user", "environment")
 _SPANS: Final = {3600: HOUR_NS, 86400: DAY_NS}
 _SHARES: Final = (0.5, 0.9, 0.95, 0.99)
@@ -82,6 +86,7 @@ def _take_recounts(db: sqlite3.Connection, tally: Tally, users: UserTally, ends:
 
 def _write(db: sqlite3.Connection, table: str, dimensions: tuple[Dimension, ...], tally: Tally) -> None:
     sums: dict[tuple[Any, ...], Sums] = {}
+    with_durations = table == "rollups"
     for key, cell in tally.cells.items():
         values = [getattr(key, name) for name in dimensions]
         for span_s, span_ns in _SPANS.items():
@@ -89,24 +94,25 @@ def _write(db: sqlite3.Connection, table: str, dimensions: tuple[Dimension, ...]
             place = (span_s, start_ns, *values)
             if place not in sums:
                 sums[place] = Sums()
-            sums[place].add_cell(key, cell)
-    names = ", ".join(SUMS)
+            sums[place].add_cell(key, cell, buckets=with_durations)
+    names = (*SUMS, "durations") if with_durations else SUMS
     same = " AND ".join(f"{name} IS ?" for name in ("span_s", "start_ns", *dimensions))
-    select = f"SELECT number, durations, {names} FROM {table} WHERE {same}"
-    update = f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in (*SUMS, 'durations'))} WHERE number = ?"
-    columns = f"span_s, start_ns, {', '.join(dimensions)}, {names}, durations"
-    insert = f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * (columns.count(',') + 1))})"
+    select = f"SELECT number, {', '.join(names)} FROM {table} WHERE {same}"
+    update = f"UPDATE {table} SET {', '.join(f'{name} = ?' for name in names)} WHERE number = ?"
+    columns = ("span_s", "start_ns", *dimensions, *names)
+    insert = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
     for place, added in sums.items():
         row = db.execute(select, place).fetchone()
         if row is not None:
-            added.add_stored(row[2:], row[1])
+            added.add_stored(row[1 : len(SUMS) + 1], row[-1] if with_durations else None)
+        stored = [*added.stored(), added.durations()] if with_durations else added.stored()
         if added.numbers[0] == 0:
             if row is not None:
                 db.execute(f"DELETE FROM {table} WHERE number = ?", (row[0],))
         elif row is None:
-            db.execute(insert, (*place, *added.stored()))
+            db.execute(insert, (*place, *stored))
         else:
-            db.execute(update, (*added.stored(), row[0]))
+            db.execute(update, (*stored, row[0]))
 
 
 class _Range(NamedTuple):
@@ -181,15 +187,24 @@ def _tally(db: sqlite3.Connection, tally: Tally, where: Where, term: str, *value
 
 
 def _stored(db: sqlite3.Connection, table: str, part: _Range, query: RollupQuery) -> Iterator[tuple[Any, ...]]:
-    """Yield rows: start, fields asked for, durations, sums."""
+    """Yield rows: start, fields asked for, durations, and the sums; those of users are summed already."""
     where = Where(["span_s = ?"], [part.span_s])
     if part.since_ns is not None:
         where.add("start_ns >= ? AND start_ns < ?", part.since_ns, part.until_ns)
     for name in _TABLES[table]:
         if (value := getattr(query, name)) is not None:
             where.add(f"{name} = ?", value)
-    columns = ", ".join(["start_ns", *query.by, "durations", *SUMS])
-    yield from db.execute(f"SELECT {columns} FROM {table} WHERE {where.sql()}", where.values)
+    if table == "rollups":
+        columns = ", ".join(["start_ns", *query.by, "durations", *SUMS])
+        yield from db.execute(f"SELECT {columns} FROM {table} WHERE {where.sql()}", where.values)
+        return
+    start = "start_ns" if query.every else "NULL"
+    group = ", ".join([start, *query.by])
+    rows = db.execute(f"SELECT {group}, {_SUMMED} FROM {table} WHERE {where.sql()} GROUP BY {group}", where.values)
+    for row in rows:
+        numbers = iter(row[len(query.by) + 1 :])
+        sums = [next(numbers) if name == "cost" else (next(numbers) << 32) + next(numbers) for name in SUMS]
+        yield (-1 if row[0] is None else row[0], *row[1 : len(query.by) + 1], None, *sums)
 
 
 class _Groups:
@@ -197,6 +212,7 @@ class _Groups:
 
     def __init__(self, query: RollupQuery) -> None:
         self._by = tuple(query.by)
+        self._timed = "user" not in query.by and query.user is None
         self._span_ns = None if query.every is None else HOUR_NS if query.every == "hour" else DAY_NS
         self._groups: dict[tuple[Any, ...], Sums] = {}
 
@@ -216,11 +232,16 @@ class _Groups:
             self._group(row[0], row[1:fields]).add_stored(row[fields + 1 :], row[fields])
 
     def add_cell(self, key: Key, cell: Cell) -> None:
-        self._group(key.hour_ns, [getattr(key, name) for name in self._by]).add_cell(key, cell)
+        self._group(key.hour_ns, [getattr(key, name) for name in self._by]).add_cell(key, cell, buckets=self._timed)
 
     def rollups(self) -> list[Rollup]:
         found = [self._rollup(key, sums) for key, sums in self._groups.items() if sums.numbers[0]]
-        found.sort(key=lambda row: (row.start_ns or -1, *(_sortable(getattr(row, name)) for name in self._by)))
+        found.sort(
+            key=lambda row: (
+                -1 if row.start_ns is None else row.start_ns,
+                *(_sortable(getattr(row, name)) for name in self._by),
+            )
+        )
         return found
 
     def _rollup(self, key: tuple[Any, ...], sums: Sums) -> Rollup:
@@ -233,7 +254,6 @@ class _Groups:
             **fields,
             errors=numbers["failed"],
             cost=numbers["cost"],
-            timed=sum(sums.buckets.values()),
             p50_ns=p50,
             p90_ns=p90,
             p95_ns=p95,

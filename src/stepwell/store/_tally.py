@@ -23,7 +23,8 @@ __all__ = ["COUNTED_COLUMNS", "SUMS", "USER_OF", "Cell", "Key", "Sums", "Tally",
 
 SUMS: Final = (
     *("steps", "success", "failed", "cancelled", "pending", "interrupted"),
-    *("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "cost", "duration_ns"),
+    *("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "cost"),
+    *("timed", "duration_ns"),
 )
 COUNTED_COLUMNS: Final = (
     *("start_ns", "end_ns", "type", "name", "model", "environment", "status"),
@@ -54,10 +55,10 @@ class Key(NamedTuple):
 class Cell:
     """The sums of steps with one key."""
 
-    __slots__ = ("buckets", "cached", "cost", "duration", "input", "output", "steps", "total")
+    __slots__ = ("buckets", "cached", "cost", "duration", "input", "output", "steps", "timed", "total")
 
     def __init__(self) -> None:
-        self.steps = self.input = self.output = self.total = self.cached = self.duration = 0
+        self.steps = self.input = self.output = self.total = self.cached = self.timed = self.duration = 0
         self.cost = 0.0
         self.buckets: dict[int, int] = {}
 
@@ -71,7 +72,7 @@ class Sums:
         self.numbers: list[Any] = [0] * len(SUMS)
         self.buckets: dict[int, int] = {}
 
-    def add_cell(self, key: Key, cell: Cell) -> None:
+    def add_cell(self, key: Key, cell: Cell, *, buckets: bool = True) -> None:
         numbers = self.numbers
         numbers[0] += cell.steps
         if key.status is not None:
@@ -81,8 +82,10 @@ class Sums:
         numbers[8] += cell.total
         numbers[9] += cell.cached
         numbers[10] += cell.cost
-        numbers[11] += cell.duration
-        self._add_buckets(cell.buckets)
+        numbers[11] += cell.timed
+        numbers[12] += cell.duration
+        if buckets:
+            self._add_buckets(cell.buckets)
 
     def add_stored(self, numbers: Iterable[Any], durations: str | None) -> None:
         """Add a row of a table of sums."""
@@ -96,12 +99,15 @@ class Sums:
         for bucket, count in added.items():
             buckets[bucket] = get(bucket, 0) + count
 
-    def stored(self) -> list[Any]:
-        """Return the values of a row: the numbers, and the durations."""
+    def durations(self) -> str | None:
+        """Return the durations as a row has them."""
         kept = {bucket: count for bucket, count in sorted(self.buckets.items()) if count}
+        return _encode(kept).decode() if kept else None
+
+    def stored(self) -> list[Any]:
+        """Return the numbers as a row has them."""
         # A column holds 64 bits; of a sum that is larger, a number near it.
-        numbers = [number if isinstance(number, float) or fits(number) else float(number) for number in self.numbers]
-        return [*numbers, _encode(kept).decode() if kept else None]
+        return [number if isinstance(number, float) or fits(number) else float(number) for number in self.numbers]
 
 
 class Tally:
@@ -134,6 +140,7 @@ class Tally:
             if end_ns is not None and start_ns >= 0 and status not in _UNTIMED:
                 duration = max(end_ns - start_ns, 0)
                 bucket = ceil(log(duration) / _LOG_WIDTH) if duration > 1 else 0
+                cell.timed += sign
                 cell.duration += sign * duration
                 cell.buckets[bucket] = cell.buckets.get(bucket, 0) + sign
 

@@ -72,7 +72,7 @@ _ALL_THREADS: Final = ThreadFilter()
 _ALL_SCORES: Final = ScoreQuery()
 _MIN_PREFIX: Final = 8
 _ALL_TIME: Final = RollupQuery()
-_TURN_S: Final = 0.02  # how long what is derived may keep a batch waiting
+_TURN_S: Final = 0.03  # how long what is derived may keep a batch waiting
 
 _LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
 _THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
