@@ -189,6 +189,11 @@ class StepFilter:
     Tokens are the total's. A step has an error when it failed, or its record has an error's type or message.
     `metadata` maps dotted paths to values: `{"request.attempt": 1}`; strings, numbers, booleans and None (JSON `null`)
     are told apart.
+
+    `text` finds words in names, inputs, outputs, messages, errors and metadata (there also keys): all `words`, an
+    `"exact phrase"`, the beginning of a word `prefix*`, and none of `-word`; case and accents don't matter. A message
+    that several steps have is found at one of them, the first that was indexed; a run, at any step that names it as
+    its root. Of what was added since `Store.catch_up` the newest 2,000 steps are searched.
     """
 
     type: StepType | Sequence[StepType] | None = None
@@ -224,6 +229,7 @@ class StepFilter:
     min_cost: float | None = None
     max_cost: float | None = None
     root_only: bool = False
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,7 +435,8 @@ class Store(Protocol):
     def catch_up(self, deadline_s: float = 10.0) -> bool:
         """Bring up to date what is derived from the records, off the way of `add`; tell whether nothing is left to do.
 
-        Rollups and users are exact without it, but then read what was added since. Begins nothing after `deadline_s`.
+        Rollups and users are exact without it, but then read what was added since; `text` finds only the newest of
+        that. Begins nothing after `deadline_s`.
         """
         ...
 

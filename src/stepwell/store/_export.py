@@ -27,6 +27,7 @@ from stepwell.store._rows import (
     thread_of_row,
     unpack_id,
 )
+from stepwell.store._search import among
 
 __all__ = ["export", "find_by_prefix", "read_steps"]
 
@@ -42,14 +43,18 @@ _SELECT_EARLY_SCORES: Final = (
 
 def export(connections: Connections, filter: StepFilter | None) -> Iterator[bytes]:
     """Stream records as JSON lines, see `Store.records`."""
-    yield from _threads(connections, filter)
-    yield from _steps(connections, filter or StepFilter())
+    found = None
+    if filter is not None and filter.text is not None:
+        with connections.reading() as db:
+            found = among(db, filter.text)
+    yield from _threads(connections, filter, found)
+    yield from _steps(connections, filter or StepFilter(), found)
     if filter is None:
         yield from _early_scores(connections)
 
 
-def _threads(connections: Connections, filter: StepFilter | None) -> Iterator[bytes]:
-    matching, values = ("", []) if filter is None else select_thread_ids(filter)
+def _threads(connections: Connections, filter: StepFilter | None, found: str | None) -> Iterator[bytes]:
+    matching, values = ("", []) if filter is None else select_thread_ids(filter, found)
     condition = f"AND t.id IN ({matching})" if matching else ""
     query = f"{_SELECT_THREADS} WHERE t.number > ? {condition} ORDER BY t.number LIMIT ?"
     for row in _batches(connections, query, values):
@@ -75,11 +80,11 @@ def _batches(connections: Connections, query: str, values: list[Any]) -> Iterato
         last = rows[-1][0]
 
 
-def _steps(connections: Connections, filter: StepFilter) -> Iterator[bytes]:
+def _steps(connections: Connections, filter: StepFilter, found: str | None) -> Iterator[bytes]:
     page = Keyset("x", _BATCH, None, "asc")
     while True:
         with connections.reading() as db:
-            rows = db.execute(*select_steps(RECORD_SQL, filter, page, join=_JOIN)).fetchall()[:_BATCH]
+            rows = db.execute(*select_steps(RECORD_SQL, filter, page, join=_JOIN, among=found)).fetchall()[:_BATCH]
             scores = _scores_of(db, [row[2] for row in rows])
             bodies = Bodies(db)
             steps = [step_of_row(row[2:], bodies) for row in rows]

@@ -267,7 +267,7 @@ class Bodies:
         arrays: dict[tuple[str, int, str], list[str]] = {}
         for letter, place, first, last in _refs(refs):
             key = (_COLUMNS[letter.lower()], place, ", " if letter.isupper() else ",")
-            arrays.setdefault(key, []).extend(self._read(first, last))
+            arrays.setdefault(key, []).extend(self.read(first, last))
         for (column, place, joint), texts in reversed(arrays.items()):  # from the end, so that places stay
             text = fields[column]
             fields[column] = f"{text[:place]}{joint.join(texts)}{text[place:]}"
@@ -284,7 +284,8 @@ class Bodies:
                     self.packs.message(pack, number)
         return True
 
-    def _read(self, first: int, last: int) -> list[str]:
+    def read(self, first: int, last: int) -> list[str]:
+        """Return the texts of messages. Raises `CorruptStoreError` where one is gone."""
         wanted = range(first, last + 1)
         texts = self._texts
         if any(number not in texts for number in wanted):

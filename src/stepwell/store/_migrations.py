@@ -191,6 +191,12 @@ _ROLLUPS: Final = (
     "CREATE INDEX threads_user ON threads (user_name) WHERE user_name IS NOT NULL",
 )
 
+_INDEXED: Final = (
+    "CREATE TABLE indexed (position INTEGER NOT NULL, texts INTEGER NOT NULL)",
+    "INSERT INTO indexed (position, texts) VALUES (0, 0)",
+    "CREATE TABLE message_steps (message INTEGER PRIMARY KEY, step INTEGER NOT NULL)",
+)
+
 _VERSION_3: Final = (
     """
     UPDATE steps SET feedback = (
@@ -242,6 +248,7 @@ _VERSION_3: Final = (
     # By number first, so that new rows are added at its end; with `refs` in it, to be read without the payloads.
     "CREATE INDEX payload_refs ON payload (number, refs) WHERE refs IS NOT NULL",
     *_ROLLUPS,
+    *_INDEXED,
 )
 
 MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)

@@ -91,9 +91,15 @@ def id_range(packed: bytearray | bytes) -> tuple[bytearray, bytearray]:
     return head + bytes(8), head + b"\xff" * 8
 
 
-def select_steps(columns: str, filter: StepFilter, page: Keyset, *, join: str = "") -> tuple[str, list[Any]]:
-    """Return the statement of a page of steps: `number`, `start_ns`, then the columns; one row more than the page."""
+def select_steps(
+    columns: str, filter: StepFilter, page: Keyset, *, join: str = "", among: str | None = None
+) -> tuple[str, list[Any]]:
+    """Return the statement of a page of steps: `number`, `start_ns`, then the columns; one row more than the page.
+
+    `among` is a JSON array of the only numbers there may be: those of the steps that the filter's `text` finds.
+    """
     where, tags = _where_steps(filter), _several(filter.tag)
+    _add_among(where, among)
     lead = bool(tags) and not (filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id)
     if lead:  # the tag's own table is in the list's order
         where.add("t.tag = ?", tags[0])
@@ -138,12 +144,18 @@ def _page(columns: str, source: str, keys: tuple[str, str], where: Where, page: 
     return f"SELECT {columns} FROM {source} WHERE {where.sql()} {order} LIMIT ?", [*where.values, page.limit + 1]
 
 
-def select_thread_ids(filter: StepFilter) -> tuple[str, list[Any]]:
-    """Return the statement of the threads of the steps that a filter keeps."""
+def select_thread_ids(filter: StepFilter, among: str | None) -> tuple[str, list[Any]]:
+    """Return the statement of the threads of the steps that a filter keeps; see `select_steps`."""
     where = _where_steps(filter)
+    _add_among(where, among)
     _add_tags(where, _several(filter.tag))
     _add_times(where, filter, "s.start_ns")
     return f"SELECT s.thread_id FROM steps s WHERE {where.sql()}", where.values
+
+
+def _add_among(where: Where, among: str | None) -> None:
+    if among is not None:
+        where.add("s.number IN (SELECT value FROM json_each(?))", among)
 
 
 def _add_tags(where: Where, tags: Sequence[str]) -> None:

@@ -83,6 +83,10 @@ What the sums have is `counted`: steps up to its `number`, as they were before t
 counted steps that changed or went: `step` is the number of the step, as it was with `sign` -1, as it is with 1. So
 exact sums are those of the tables, plus the recounts, plus the steps above `counted`.
 
+`step_texts`, an FTS5 table without contents, finds the words of steps: its `rowid` is `ifnull(steps.changed,
+steps.number)`. It is made when there is something to index, may be dropped at any time, and has what changed up to
+`indexed`: that `position`, and how many `texts` it took. A `message` is found at the `step` of its `message_steps`.
+
 Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
 the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
 marked `stray` and have indexes of their own.
@@ -98,6 +102,7 @@ marked `stray` and have indexes of their own.
 | what changed | `number`, `steps_changed` |
 | newest threads; threads of a user | `threads_active`; `threads_user` |
 | sums of hours and days; users by latest step | `rollups_key`, `user_rollups_key`; `users_active` |
+| words | `step_texts` |
 | feedback that waits for its step | `scores_waiting` |
 | newest scores, and those of a name | `scores_created`, `scores_name` |
 | references of payloads that are in no pack | `payload_refs` |

@@ -59,6 +59,7 @@ from stepwell.store._rows import (
     thread_row,
     unpack_id,
 )
+from stepwell.store._search import among, index_more
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
 from stepwell.store._write import LAST_POSITION, Intake
@@ -167,7 +168,8 @@ class SqliteStore:
         """List steps by start."""
         page = Keyset("s", limit, cursor, order)
         with self._connections.reading() as db:
-            rows = db.execute(*select_steps(_LISTED, filter, page)).fetchall()
+            found = None if filter.text is None else among(db, filter.text)
+            rows = db.execute(*select_steps(_LISTED, filter, page, among=found)).fetchall()
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
 
     def cursor(self, id: str, order: Order = "desc") -> str:
@@ -184,7 +186,8 @@ class SqliteStore:
         """List top-level runs and steps without a parent, by start, with the sums of what is below them."""
         page = Keyset("r", limit, cursor, order)
         with self._connections.reading() as db:
-            rows = db.execute(*select_steps(_LISTED, replace(filter, root_only=True), page)).fetchall()
+            found = None if filter.text is None else among(db, filter.text, roots=True)
+            rows = db.execute(*select_steps(_LISTED, replace(filter, root_only=True), page, among=found)).fetchall()
             listed = rows[:limit]
             family = relatives(db, "s.status, s.total_tokens", [row[2] for row in listed])
         children = children_of(family)
@@ -322,14 +325,18 @@ class SqliteStore:
             return read_users(db, page)
 
     def catch_up(self, deadline_s: float = 10.0) -> bool:
-        """Count the steps that were added since; tell whether nothing is left to do."""
+        """Count and index the steps that were added since; tell whether nothing is left to do."""
         ends = time.monotonic() + deadline_s
-        while True:
-            with self._connections.writing() as db:
-                done = count_more(db, _TURN_S)
-            if done or time.monotonic() > ends:
-                return done
-            self._connections.rest()
+        for more in (count_more, index_more):
+            while True:
+                with self._connections.writing() as db:
+                    done = more(db, _TURN_S)
+                if done:
+                    break
+                if time.monotonic() > ends:
+                    return False
+                self._connections.rest()
+        return True
 
     def _size(self) -> int:
         size = 0

@@ -21,12 +21,12 @@ from stepwell.testing._store_reading_contract import (
     line,
     step,
 )
-from stepwell.testing._store_rollup_contract import StoreRollupContract
+from stepwell.testing._store_search_contract import StoreSearchContract
 
 __all__ = ["StoreContract"]
 
 
-class StoreContract(StoreDeletionContract, StoreRollupContract):
+class StoreContract(StoreDeletionContract, StoreSearchContract):
     """The conformance suite of the store protocol."""
 
     # adding
