@@ -297,19 +297,22 @@ def read_beside(folder: Path, made: Made, rounds: int) -> tuple[dict[str, Times]
         shutil.copy(folder / "steps.db", copy)
         server, port = serve(Path(copy))
         beside = Path(__file__).with_name("server.py")
-        steps, batch = (400_000, 500) if rounds > 50 else (2_000, 500)
-        options = [f"--steps={steps}", f"--batch={batch}", "--clients=1"]
-        command = [sys.executable, str(beside), f"--load={port}", "--wait", *options]
+        steps = 300_000 if rounds > 50 else 2_000
+        options = ["--until-told", f"--steps={steps}", "--batch=500", "--clients=1"]
+        command = [sys.executable, str(beside), f"--load={port}", *options]
         load = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             assert load.stdin is not None
             assert load.stdout is not None
             load.stdout.readline()  # it has made its steps
-            load.stdin.close()
+            load.stdin.write("\n")
+            load.stdin.flush()
             wanted = ("newest 50 steps", "newest 50 threads", "a step", "a thread", "its steps", "a run's steps")
             rows = requests_of(made)
-            found = {name: ask(port, rows[name], rounds, seconds=2.0) for name in wanted}
-            told = json.decode(load.stdout.readline()) if load.poll() is None or rounds else {}
+            found = {name: ask(port, rows[name], rounds, seconds=1.5) for name in wanted}
+            load.stdin.write("\n")
+            load.stdin.flush()
+            told = json.decode(load.communicate()[0])
             peak = rss_mb(server.pid, "VmHWM")
         finally:
             load.kill()

@@ -100,6 +100,7 @@ class Client(threading.Thread):
 
     def __init__(self, port: int, bodies: list[tuple[int, bytes]], encoding: str) -> None:
         super().__init__()
+        self.stopped = False
         self.port, self.bodies, self.encoding = port, bodies, encoding
         self.seconds: list[float] = []
         self.accepted = 0
@@ -110,6 +111,8 @@ class Client(threading.Thread):
         if self.encoding:
             headers["Content-Encoding"] = self.encoding
         for _, body in self.bodies:
+            if self.stopped:
+                break
             started = time.perf_counter()
             connection.request("POST", "/v1/ingest", body, headers)
             answer = json.decode(connection.getresponse().read())
@@ -118,14 +121,21 @@ class Client(threading.Thread):
         connection.close()
 
 
-def load(port: int, steps: int, batch: int, clients: int, encoding: str) -> None:
-    """Be the load generator: print what it saw as JSON."""
+def load(port: int, steps: int, batch: int, clients: int, encoding: str, until_told: bool) -> None:
+    """Be the load generator: print what it saw as JSON. `until_told` begins and ends it with a line on its input."""
     encode = encoder(encoding)
     bodies = [(len(part), encode(b"\n".join(part) + b"\n")) for part in chunks(make_steps(steps), batch)]
     threads = [Client(port, bodies[place::clients], encoding) for place in range(clients)]
+    if until_told:
+        print(flush=True)
+        sys.stdin.readline()
     started = time.perf_counter()
     for thread in threads:
         thread.start()
+    if until_told:
+        sys.stdin.readline()
+        for thread in threads:
+            thread.stopped = True
     for thread in threads:
         thread.join()
     took = time.perf_counter() - started
@@ -197,10 +207,11 @@ def main() -> None:
     parser.add_argument("--clients", type=int)
     parser.add_argument("--encoding", default="", choices=["", "gzip", "zstd"])
     parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until-told", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="a moment only, to see that it runs")
     options = parser.parse_args()
     if options.load:
-        load(options.load, options.steps, options.batch, options.clients, options.encoding)
+        load(options.load, options.steps, options.batch, options.clients, options.encoding, options.until_told)
         return
     steps = 2000 if options.smoke else options.steps
     sizes = [options.batch] if options.batch else [500] if options.smoke else [500, 1000, 2000]

@@ -496,8 +496,20 @@ def test_the_schema_that_is_promised_names_every_table_column_and_index(path: Pa
     ("kept", "index"),
     [
         (StepFilter(), "steps_start"),
-        (StepFilter(type="run"), "steps_start"),
+        (StepFilter(type="run"), "steps_type"),
+        (StepFilter(name="n", type="run"), "steps_name"),
+        (StepFilter(service="s", type="run"), "steps_service"),
+        (StepFilter(service="s", status="success"), "steps_service"),
+        (StepFilter(user="u", service="s", type="run"), "steps_user"),
+        (StepFilter(model="m", name="n", type="run"), "steps_model"),
+        (StepFilter(status="failed", service="s", name="n"), "steps_unsuccessful"),
+        (StepFilter(error_type="e", type="run"), "steps_error_type"),
+        (StepFilter(has_error=True, type="run"), "steps_errors"),
+        (StepFilter(has_feedback=True, type="run"), "steps_judged"),
         (StepFilter(root_only=True), "steps_top"),
+        (StepFilter(root_only=True, type="run"), "steps_top"),
+        (StepFilter(root_only=True, status="failed"), "steps_top_status"),
+        (StepFilter(root_only=True, agent_id="a"), "steps_top_agent_id"),
         (StepFilter(thread_id="t"), "steps_thread"),
         (StepFilter(model="m"), "steps_model"),
         (StepFilter(status="failed"), "steps_unsuccessful"),
@@ -518,6 +530,17 @@ def test_a_page_of_steps_is_read_from_an_index_in_its_order(
         plan = " / ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", values))
     assert index in plan
     assert "TEMP B-TREE" not in plan
+    store.close()
+
+
+def test_the_threads_of_a_user_are_found_by_index() -> None:
+    store = SqliteStore(None)
+    sql, values = select_threads("t.id", ThreadFilter(user="ada"), Keyset("t", 50, None, "desc"))
+    with store._connections.reading() as db:
+        plan = " / ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", values))
+    assert "threads_user_name" in plan
+    assert "threads_user_id" in plan
+    assert "SCAN t" not in plan
     store.close()
 
 

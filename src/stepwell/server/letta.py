@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS, MESSAGE_TYPES
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
-from stepwell.model import StepRecord
+from stepwell.model import Status, StepRecord
 from stepwell.server._access import InStore
 from stepwell.server._errors import Problem, explain
 from stepwell.server._letta_messages import generation_of, letta_messages
@@ -223,7 +223,7 @@ def _in_full(store: Store, ids: Sequence[str]) -> Iterator[StepRecord]:
 # -- runs
 
 
-_STATUSES: Final[dict[str, frozenset[str]]] = {
+_STATUSES: Final[dict[str, frozenset[Status]]] = {
     "created": frozenset(),
     "running": frozenset({"pending"}),
     "completed": frozenset({"success"}),
@@ -252,16 +252,21 @@ def list_runs(  # noqa: PLR0917 (FastAPI passes them by name)
     if background:
         return _answer([])
     agents = {*(agent_ids or ()), *([agent_id] if agent_id is not None else [])}
-    kept = {status for name in statuses or () for status in _STATUSES[name]}
+    kept = {status for name in statuses or _STATUSES for status in _STATUSES[name]}
+    if active:
+        kept &= _STATUSES["running"]
+    if not kept:
+        return _answer([])
 
     def keep(step: StepRecord) -> bool:
-        return (
-            (not agents or step.agent_id in agents)
-            and (not statuses or step.status in kept)
-            and (stop_reason is None or letta_run(step)["stop_reason"] == stop_reason)
-        )
+        return stop_reason is None or letta_run(step)["stop_reason"] == stop_reason
 
-    filter = StepFilter(root_only=True, thread_id=conversation_id, status="pending" if active else None)
+    filter = StepFilter(
+        root_only=True,
+        thread_id=conversation_id,
+        agent_id=sorted(agents),
+        status=tuple(kept) if statuses or active else None,
+    )
     return _answer([letta_run(run) for run in page_of_steps(store, filter, window, keep, prefix="run-")])
 
 

@@ -179,7 +179,8 @@ class ScoreFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFilter:
-    """Which steps; every condition given must hold. `tag` may be several, and a step must have all of them.
+    """Which steps; every condition given must hold. `tag` may be several, and a step must have all of them; of several
+    types, statuses or agents it must have one.
 
     `since_ns` is inclusive, `until_ns` exclusive, both about the step's start; other bounds are inclusive, and a step
     of which the number is not known is outside of them. `root_only` keeps what `Store.runs` lists: top-level runs and
@@ -200,10 +201,10 @@ class StepFilter:
     name: str | None = None
     tag: str | Sequence[str] = ()
     tag_any: Sequence[str] = ()
-    status: Status | None = None
+    status: Status | Sequence[Status] | None = None
     model: str | None = None
     provider: str | None = None
-    agent_id: str | None = None
+    agent_id: str | Sequence[str] | None = None
     thread_id: str | None = None
     trace_id: str | None = None
     trace_ids: Sequence[str] | None = None

@@ -187,8 +187,6 @@ _ROLLUPS: Final = (
     CREATE TRIGGER threads_uncount AFTER DELETE ON threads WHEN old.user_name IS NOT NULL
     BEGIN {_recount_thread("old.user_name", "NULL")}; END
     """,
-    "CREATE INDEX steps_user ON steps (user, start_ns) WHERE user IS NOT NULL",
-    "CREATE INDEX threads_user ON threads (user_name) WHERE user_name IS NOT NULL",
 )
 
 _INDEXED: Final = (
@@ -226,6 +224,20 @@ _VERSION_3: Final = (
     WHEN (old.thread_id, old.status, old.total_tokens) IS NOT (new.thread_id, new.status, new.total_tokens) BEGIN
         {_COUNT_OUT}; {_COUNT_IN}; END
     """,
+    "CREATE INDEX steps_user ON steps (user, start_ns) WHERE user IS NOT NULL",
+    "CREATE INDEX steps_service ON steps (service, start_ns) WHERE service IS NOT NULL",
+    "CREATE INDEX steps_type ON steps (type, start_ns)",
+    "CREATE INDEX steps_name ON steps (name, start_ns) WHERE name IS NOT NULL",
+    "CREATE INDEX steps_error_type ON steps (error_type, start_ns) WHERE error_type IS NOT NULL",
+    """
+    CREATE INDEX steps_errors ON steps (start_ns)
+    WHERE status IS 'failed' OR error_type IS NOT NULL OR error_message IS NOT NULL
+    """,
+    "CREATE INDEX steps_judged ON steps (start_ns) WHERE feedback IS NOT NULL",
+    "CREATE INDEX steps_top_status ON steps (status, start_ns) WHERE parent_id IS NULL OR root_run_id = id",
+    "CREATE INDEX steps_top_agent_id ON steps (agent_id, start_ns) WHERE parent_id IS NULL OR root_run_id = id",
+    "CREATE INDEX threads_user_name ON threads (user_name)",
+    "CREATE INDEX threads_user_id ON threads (json_extract(user, '$.id'))",
     "CREATE INDEX scores_created ON scores (ifnull(created_ns, -1))",
     "CREATE INDEX scores_name ON scores (name, ifnull(created_ns, -1))",
     # What older rows refer to is listed when something is deleted for the first time, a few of them at once: it takes

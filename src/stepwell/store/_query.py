@@ -26,8 +26,15 @@ _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
 # What `Store.runs` lists; the words are those of the index `steps_top`, or SQLite would not use it.
 _TOP: Final = "(s.parent_id IS NULL OR s.root_run_id = s.id)"
 _EQUAL: Final = (
-    *("name", "model", "provider", "agent_id", "thread_id", "user", "environment", "service", "release"),
+    *("name", "model", "provider", "thread_id", "user", "environment", "service", "release"),
     *("error_type", "feedback"),
+)
+# Columns with an index of which most steps may have the same value: it serves where nothing else does.
+_WIDE: Final = ("name", "service", "type")
+_ONE_OF: Final = ("type", "status", "agent_id")
+_NARROW: Final = (
+    *("ids", "trace_ids", "trace_id", "root_run_id", "parent_id", "thread_id", "user", "agent_id", "model", "tag"),
+    *("error_type", "has_error", "feedback", "has_feedback", "root_only"),
 )
 _DURATION: Final = "s.end_ns - nullif(s.start_ns, -1)"
 _BOUNDS: Final = {
@@ -175,16 +182,15 @@ def _where_steps(filter: StepFilter) -> Where:
     where = Where()
     for column in _EQUAL:
         if (value := getattr(filter, column)) is not None:
-            where.add(f"s.{column} = ?", value)
+            where.add(f"{_indexed(column, filter)} = ?", value)
     for bound, term in _BOUNDS.items():
         if (value := getattr(filter, bound)) is not None:
             where.add(term, _number(value))
-    if types := _several(filter.type):
-        where.add(f"s.type IN ({', '.join('?' * len(types))})", *types)
-    if filter.status is not None:
-        where.add("s.status = ?", filter.status)
-        if filter.status != "success":
-            where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
+    for column in _ONE_OF:
+        if wanted := _several(getattr(filter, column)):
+            where.add(f"{_indexed(column, filter)} IN ({', '.join('?' * len(wanted))})", *wanted)
+    if (statuses := _several(filter.status)) and "success" not in statuses:
+        where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
     if filter.root_only:
         where.add(_TOP)
     _add_flags(where, filter)
@@ -193,6 +199,17 @@ def _where_steps(filter: StepFilter) -> Where:
     if filter.metadata:
         _add_metadata(where, filter.metadata)
     return where
+
+
+def _indexed(column: str, filter: StepFilter) -> str:
+    """Return the column; behind a plus where SQLite, to which all columns are alike, had better search by another."""
+    if column not in _WIDE:
+        return f"s.{column}"
+    statuses = _several(filter.status)
+    narrower = (*_NARROW, *_WIDE[: _WIDE.index(column)])
+    if any(getattr(filter, name) for name in narrower) or (statuses and "success" not in statuses):
+        return f"+s.{column}"
+    return f"s.{column}"
 
 
 def _add_flags(where: Where, filter: StepFilter) -> None:

@@ -95,12 +95,15 @@ marked `stray` and have indexes of their own.
 |---|---|
 | a step; a trace, run or tree | `id` (unique), and `steps_stray_*` |
 | newest steps; newest runs | `steps_start`; `steps_top` |
-| steps of a thread, of a model | `steps_thread`, `steps_model` |
+| runs of a status, of an agent | `steps_top_status`, `steps_top_agent_id` |
+| steps of a thread, of a model, of an agent | `steps_thread`, `steps_model`, `steps_agent_id` |
+| steps of a user, of a service, of a type, of a name | `steps_user`, `steps_service`, `steps_type`, `steps_name` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
-| steps with feedback, of an agent, of a user | `steps_feedback`, `steps_agent_id`, `steps_user` |
+| steps with an error, of a type of error | `steps_errors`, `steps_error_type` |
+| steps with feedback, with this feedback | `steps_judged`, `steps_feedback` |
 | steps with a tag | `step_tags` |
 | what changed | `number`, `steps_changed` |
-| newest threads; threads of a user | `threads_active`; `threads_user` |
+| newest threads; threads of a user | `threads_active`; `threads_user_name`, `threads_user_id` |
 | sums of hours and days; users by latest step | `rollups_key`, `user_rollups_key`; `users_active` |
 | words | `step_texts` |
 | feedback that waits for its step | `scores_waiting` |

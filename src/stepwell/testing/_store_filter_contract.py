@@ -50,6 +50,8 @@ class StoreFilterContract(StoreReadingContract):
         assert kept(store, provider="openai") == ["a"]
         assert kept(store, agent_id="one") == ["a", "b"]
         assert kept(store, agent_id="one", release="2") == ["b"]
+        assert kept(store, agent_id=("one", "two"), release="2") == ["b"]
+        assert kept(store, agent_id=["two"]) == []
 
     def test_steps_are_kept_by_id_and_by_trace(self, store: Store) -> None:
         store.add(

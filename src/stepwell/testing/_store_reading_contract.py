@@ -100,6 +100,7 @@ class StoreReadingContract:
             StepFilter(tag=("x", "y")): [],
             StepFilter(status="failed"): [CHILD],
             StepFilter(status="success", type="run"): [OTHER, ROOT],
+            StepFilter(status=("failed", "cancelled")): [CHILD],
             StepFilter(model="m-1"): [GRANDCHILD],
             StepFilter(thread_id="t-1"): [GRANDCHILD, CHILD, ROOT],
             StepFilter(thread_id="t-1", tag="x"): [],
