@@ -6,11 +6,11 @@ Every row runs in a process of its own. A step is a decorated function or a with
 captured, the journal on, and the SQLite exporter running. The workload is a run with a retrieval, a tool and an llm
 step with two messages of 250 and 300 characters: four steps. The baseline records the same four spans with
 `start_as_current_span`, `json.dumps` of the same values as attributes, a BatchSpanProcessor and the OTLP/HTTP exporter
-to a sink in another process. The calls with a history come in bursts of 20. The rows `redacted_` and `plain_` are the
-capture of one payload, with and without the default rules: a small dict, a text of 4 kB, a chat of 100 kB captured
-again, the same chat with one message more, and a chat of which no text was captured before. `caller` is CPU
-time of the calling thread, `all threads` CPU of the whole process until everything is delivered; both in microseconds a
-step.
+to a sink in another process; `agent_stepwell_http` records to such a sink too. The calls with a history come in bursts
+of 20. The rows `redacted_` and `plain_` are the capture of one payload, with and without the default rules: a small
+dict, a text of 4 kB, a chat of 100 kB captured again, the same chat with one message more, and a chat of which no text
+was captured before. `caller` is CPU time of the calling thread, `all threads` CPU of the whole process until everything
+is delivered; both in microseconds a step.
 """
 
 from __future__ import annotations
@@ -106,16 +106,19 @@ def opentelemetry_agent(endpoint: str) -> tuple[Callable[[], None], Callable[[],
 
 
 def serve_sink(address: Any) -> None:
-    """Answer 200 to every POST, until killed."""
+    """Answer 200 to every POST, as OTLP or as our own server does, until killed."""
 
     class Sink(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers["content-length"]))
+            lines = body.count(b"\n")
+            answer = b'{"accepted":%d,"duplicates":0,"rejected":[]}' % lines if self.path == "/v1/ingest" else b""
             self.send_response(200)
-            self.send_header("content-length", "0")
+            self.send_header("content-length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
@@ -141,10 +144,10 @@ def agent_opentelemetry(steps: int, endpoint: str) -> Row:
     return measure(agent, flush, steps, 4)
 
 
-def _configure() -> Callable[[], object]:
+def _configure(export: str = "sqlite:") -> Callable[[], object]:
     import stepwell as sw
 
-    sw.configure(export="sqlite:", home=tempfile.mkdtemp(prefix="stepwell-overhead-"))
+    sw.configure(export=export, home=tempfile.mkdtemp(prefix="stepwell-overhead-"))
     return lambda: sw.flush(60)
 
 
@@ -175,6 +178,19 @@ def agent_stepwell(steps: int, _: str) -> Row:
     flush = _configure()
     agent = stepwell_agent()
     return measure(lambda: _drop(agent(QUESTION)), flush, steps, 4)
+
+
+def agent_stepwell_http(steps: int, endpoint: str) -> Row:
+    import stepwell as sw
+
+    flush = _configure(endpoint.removesuffix("/v1/traces"))
+    agent = stepwell_agent()
+    row = measure(lambda: _drop(agent(QUESTION)), flush, steps, 4)
+    told = sw.stats()
+    delivered = sum(each.delivered for each in told.exporters.values())
+    if delivered != told.recorded:
+        raise SystemExit(f"of {told.recorded} steps {delivered} were delivered")
+    return row
 
 
 def sync_decorator(steps: int, _: str) -> Row:
@@ -434,6 +450,7 @@ ROWS: dict[str, Callable[[int, str], Row]] = {
     for row in (
         agent_opentelemetry,
         agent_stepwell,
+        agent_stepwell_http,
         sync_decorator,
         sync_with,
         async_decorator,
@@ -459,6 +476,7 @@ ROWS: dict[str, Callable[[int, str], Row]] = {
 RATIOS = [
     ("agent, caller's thread", "agent_stepwell", "agent_opentelemetry", "caller", 0.25),
     ("agent, all threads", "agent_stepwell", "agent_opentelemetry", "all", 0.45),
+    ("agent to a server, all threads", "agent_stepwell_http", "agent_opentelemetry", "all", 0.35),
     ("100 kB history, caller's thread", "history_stepwell", "history_msgspec", "caller", 2.0),
     ("redaction, small dict", "redacted_dict", "plain_dict", "caller", 1.3),
     ("redaction, 4 kB text", "redacted_text", "plain_text", "caller", 1.3),

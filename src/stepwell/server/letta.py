@@ -252,7 +252,7 @@ def list_runs(  # noqa: PLR0917 (FastAPI passes them by name)
     if background:
         return _answer([])
     agents = {*(agent_ids or ()), *([agent_id] if agent_id is not None else [])}
-    kept = {status for name in statuses or _STATUSES for status in _STATUSES[name]}
+    kept: set[Status] = {status for name in statuses or _STATUSES for status in _STATUSES[name]}
     if active:
         kept &= _STATUSES["running"]
     if not kept:
