@@ -533,6 +533,19 @@ def test_a_page_of_steps_is_read_from_an_index_in_its_order(
     store.close()
 
 
+def test_the_sums_of_a_thread_follow_what_others_delete(path: Path) -> None:
+    store = open_store(str(path))
+    usage = {"model": "m", "usage": {"total_tokens": 5}}
+    store.add([step(f"s-{n}", thread_id="t", start_ns=n, status="failed", generation=usage) for n in range(4)])
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM steps WHERE start_ns IN (0, 1, 3)")
+    db.close()
+    (thread,) = store.threads().items
+    assert (thread.steps, thread.errors, thread.tokens) == (1, 1, 5)
+    assert (thread.first_step_ns, thread.last_step_ns) == (2, 2)
+    store.close()
+
+
 def test_the_threads_of_a_user_are_found_by_index() -> None:
     store = SqliteStore(None)
     sql, values = select_threads("t.id", ThreadFilter(user="ada"), Keyset("t", 50, None, "desc"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from stepwell._vocabulary import SDK
@@ -21,6 +23,7 @@ from stepwell.store import Store
 
 __all__ = ["create_app"]
 
+_READERS: Final = 12  # requests answered at once: each may hold a page of 1000 whole steps, more threads none sooner
 _ROUTERS = (_health.router, _ingest.router, _blobs.router, letta.router, records.router, threads.router)
 
 
@@ -34,6 +37,7 @@ def create_app(store: Store, *, home: Path, limits: Limits | None = None) -> Fas
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        current_default_thread_limiter().total_tokens = _READERS
         yield
         ingest.close()
         places.close()
