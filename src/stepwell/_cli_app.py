@@ -37,6 +37,14 @@ ServedStore = Annotated[
         "--store", help="The store's file, such as sqlite:PATH; keys and blobs are beside it.", show_default=False
     ),
 ]
+Keep = Annotated[
+    str | None,
+    typer.Option(metavar="AGE", help="Delete runs and threads unused for longer, such as 30d.", show_default=False),
+]
+MaxBytes = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Delete the longest unused until the store has 2GB or so.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.", show_default=False)]
 Type = Annotated[
     list[str] | None, typer.Option("--type", help="Keep steps of this type; may be repeated.", show_default=False)
@@ -230,21 +238,76 @@ def doctor(*, json: AsJson = False, home: Home = None, store: StoreUrl = None) -
 
 
 @app.command()
+def vacuum(
+    *,
+    keep: Keep = None,
+    max_bytes: MaxBytes = None,
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """Give back space that the store does not need; with --keep or --max-bytes, delete what is old first."""
+    from stepwell._cli_care import age_ns, size_bytes
+    from stepwell._cli_care import vacuum as vacuum_
+
+    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes)
+    vacuum_(find_source(home, store), *bounds, Output(as_json=json))
+
+
+@app.command()
+def backup(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="DEST", help="A new folder for store and blobs, or a new *.db for the store alone."),
+    ],
+    *,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> None:
+    """Copy the store while it is in use."""
+    from stepwell._cli_care import backup as backup_
+
+    backup_(find_source(home, store), target, Output())
+
+
+@app.command("rm")
+def remove(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="ID...", help="Threads, or steps whose whole run goes.")
+    ] = None,
+    *,
+    user: Annotated[str | None, typer.Option(help="Delete this user's threads and runs.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)] = False,
+    json: AsJson = False,
+    home: Home = None,
+    store: StoreUrl = None,
+) -> int:
+    """Delete threads and runs, with their scores, messages and blobs."""
+    from stepwell._cli_care import remove as remove_
+
+    return remove_(find_source(home, store), ids or (), user, Output(as_json=json), yes=yes)
+
+
+@app.command()
 def serve(
     *,
     host: Annotated[str, typer.Option(help="The address to listen on; any but this machine's own needs keys.")] = (
         "127.0.0.1"
     ),
     port: Annotated[str, typer.Option(metavar="N", help="The port; 0 for any that is free.")] = "4777",
+    keep: Keep = None,
+    max_bytes: MaxBytes = None,
     home: Home = None,
     store: ServedStore = None,
 ) -> int:
     """Take records over HTTP and answer queries, until Ctrl-C."""
+    from stepwell._cli_care import age_ns, size_bytes
     from stepwell._cli_serve import serve as serve_
 
     if not port.isdecimal() or not 0 <= int(port) < 1 << 16:
         raise UsageError(f"--port {port!r} is not a whole number of 0 to 65535")
-    return serve_(home, store, host, int(port), Output())
+    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes)
+    return serve_(home, store, (host, int(port)), bounds, Output())
 
 
 keys = typer.Typer(name="keys", help="Make, list and revoke the keys of a server.", rich_markup_mode=None)

@@ -19,12 +19,22 @@ from stepwell.store import open_store
 __all__ = ["find_home", "serve"]
 
 
-def serve(home: Path | None, store: str | None, host: str, port: int, out: Output) -> int:
-    """Serve; return the exit status. Raises `UsageError`, `StoreError` where that can't be."""
+def serve(
+    home: Path | None,
+    store: str | None,
+    address: tuple[str, int],
+    bounds: tuple[int | None, int | None],
+    out: Output,
+) -> int:
+    """Serve at an address, keeping what is within bounds (nanoseconds, bytes); return the exit status.
+
+    Raises `UsageError`, `StoreError` where that can't be.
+    """
     try:
         from stepwell.server._keys import KeyRing
         from stepwell.server._logs import log_as_json
         from stepwell.server._run import is_private, listen, run, url_of
+        from stepwell.server._upkeep import Retention
         from stepwell.server.app import create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"the server needs {error.name}: pip install 'stepwell[server]'") from error
@@ -32,10 +42,12 @@ def serve(home: Path | None, store: str | None, host: str, port: int, out: Outpu
     keys = KeyRing(folder).keys()
     opened = open_store(url)
     try:
-        listening = listen(host, port)
+        listening = listen(*address)
         with listening:
             if not is_private(listening) and not keys:
-                raise UsageError(f"--host {host} is for other machines too, so it needs keys: stepwell keys add NAME")
+                raise UsageError(
+                    f"--host {address[0]} is for other machines too, so it needs keys: stepwell keys add NAME"
+                )
 
             def tell() -> None:
                 with suppress(ReaderGoneError, BrokenPipeError):
@@ -44,7 +56,8 @@ def serve(home: Path | None, store: str | None, host: str, port: int, out: Outpu
                         sys.stdout.flush()
 
             log_as_json()
-            run(create_app(opened, home=folder), listening, tell)
+            retention = Retention(keep_ns=bounds[0], max_bytes=bounds[1])
+            run(create_app(opened, home=folder, retention=retention), listening, tell)
     finally:
         opened.close()
     return 0

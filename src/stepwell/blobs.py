@@ -1,13 +1,15 @@
 """Attachments: files named by the SHA-256 of their bytes, each stored once.
 
 What must stay true: a blob appears under its name only when it is whole; what a caller attached is read at once, so a
-file changed later does not change the record.
+file changed later does not change the record. Who puts a blob, or asks whether it is here, relies on it: a blob is
+removed only when that was some time ago.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -24,6 +26,10 @@ _CHUNK: Final = 1024 * 1024
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def _is_idle(path: Path, idle_s: float) -> bool:
+    return path.stat().st_mtime <= time.time() - idle_s
 
 
 class Incoming:
@@ -58,15 +64,43 @@ class BlobStore:
 
         digest = sha256(data).hexdigest()
         target = self._target(digest)
-        if not target.exists():
+        if not self.has(digest):
             with self._incoming() as file:
                 file.write(data)
                 self._keep(file, target)
         return digest
 
     def has(self, sha256: str) -> bool:
-        """Say whether a blob is here."""
-        return self._target(sha256).exists()
+        """Say whether a blob is here; it then stays for a while, see `remove`."""
+        target = self._target(sha256)
+        try:
+            os.utime(target)
+        except FileNotFoundError:
+            return False
+        except OSError:  # not ours to write, nor to remove
+            return target.exists()
+        return True
+
+    def remove(self, sha256: str, *, idle_s: float) -> int | None:
+        """Remove a blob that nobody put or asked for in the last `idle_s` seconds; return its size in bytes.
+
+        It is 0 where there is no such blob, None where it was used since. Raises `UsageError` for what is no SHA-256,
+        `OSError`.
+        """
+        try:
+            path = self.path(sha256)
+            if not _is_idle(path, idle_s):
+                return None
+            aside = self.folder / f".incoming-{os.urandom(8).hex()}"
+            path.rename(aside)  # so that from here on nobody is told that it is here
+        except (NotFoundError, FileNotFoundError):
+            return 0
+        if not _is_idle(aside, idle_s):  # somebody was, just before
+            aside.rename(path)
+            return None
+        size = aside.stat().st_size
+        aside.unlink()
+        return size
 
     def put_file(
         self, source: Path, *, max_bytes: int, check: Callable[[bytes], object] | None = None

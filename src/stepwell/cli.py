@@ -1,4 +1,5 @@
-"""The command line: `stepwell demo | ls | show | tail | export | import | ship | stats | doctor | serve | keys`.
+"""The command line: `stepwell demo | ls | show | tail | export | import | ship | stats | doctor | vacuum | backup`,
+`stepwell rm | serve | keys`.
 
 What must stay true: whatever goes wrong with what was asked is one line on stderr that names it, and status 2; a reader
 that has enough (`| head`) ends the program quietly; without the extra `stepwell[cli]` it says what to install.

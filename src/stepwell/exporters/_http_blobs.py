@@ -29,6 +29,7 @@ __all__ = ["BlobSender"]
 
 MAX_ASKED: Final = 1000  # hashes in one question
 MAX_REMEMBERED: Final = 10_000  # hashes that are settled: 2 MB
+SETTLED_S: Final = 300.0  # then it is asked again: a server may remove what nobody names or asks for in 10 minutes
 LOG_EVERY_S: Final = 60.0
 _CHUNK: Final = 256 * 1024
 _MARK: Final = b'"sha256":"'  # as it is written on records; within a string of the user's the quotes are escaped
@@ -56,7 +57,7 @@ class BlobSender:
         self._blobs = blobs
         self._send = send
         self._refuse = refuse
-        self._settled: OrderedDict[str, None] = OrderedDict()  # known to be there, or refused for good
+        self._settled: OrderedDict[str, float] = OrderedDict()  # known to be there, or refused for good, and since when
         self._logged: dict[str, float] = {}
 
     def send_those_of(self, frames: Sequence[bytes]) -> None:
@@ -75,7 +76,7 @@ class BlobSender:
                     self._settle(sha256)
 
     def _find(self, sha256: str, here: dict[str, Path]) -> None:
-        if sha256 in self._settled:
+        if time.monotonic() - self._settled.get(sha256, -SETTLED_S) < SETTLED_S:
             self._settled.move_to_end(sha256)
         elif sha256 not in here:
             try:
@@ -84,7 +85,8 @@ class BlobSender:
                 return
 
     def _settle(self, sha256: str) -> None:
-        self._settled[sha256] = None
+        self._settled[sha256] = time.monotonic()
+        self._settled.move_to_end(sha256)
         if len(self._settled) > MAX_REMEMBERED:
             self._settled.popitem(last=False)
 

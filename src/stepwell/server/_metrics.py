@@ -1,7 +1,7 @@
 """What the server counts, and how Prometheus reads it (text format 0.0.4).
 
 What must stay true: the number of label values is bounded by routes and statuses, never by what clients send. Only the
-event loop's thread counts.
+event loop's thread counts, but for the upkeep's own counts.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.records: Counter[str] = Counter()
+        self.upkeep: Counter[tuple[str, str]] = Counter()  # by job and outcome; `Upkeep` counts, and makes no new key
         self.received_bytes = 0
         self.sent_bytes = 0
         self._seconds: dict[str, float] = {}
@@ -37,7 +38,7 @@ class Metrics:
 
     def text(self) -> str:
         """Return all of it in Prometheus's form."""
-        return "\n".join([*self._requests(), *self._records(), *self._durations(), ""])
+        return "\n".join([*self._requests(), *self._records(), *self._upkeep(), *self._durations(), ""])
 
     def _requests(self) -> Iterator[str]:
         yield from _head("stepwell_http_requests_total", "counter", "Requests answered.")
@@ -52,6 +53,13 @@ class Metrics:
         yield from _head("stepwell_ingest_records_total", "counter", "Records received, by what became of them.")
         for outcome in ("accepted", "duplicate", "rejected"):
             yield _line("stepwell_ingest_records_total", self.records[outcome], outcome=outcome)
+
+    def _upkeep(self) -> Iterator[str]:
+        yield from _head(
+            "stepwell_upkeep_jobs_total", "counter", "Periodic jobs, a project each, by what became of them."
+        )
+        for (job, outcome), count in sorted(self.upkeep.items()):
+            yield _line("stepwell_upkeep_jobs_total", count, job=job, outcome=outcome)
 
     def _durations(self) -> Iterator[str]:
         name = "stepwell_http_request_duration_seconds"

@@ -47,6 +47,11 @@ class Places:
                 self._projects[project] = place
             return place
 
+    def open(self) -> list[Place]:
+        """Return the places that are open now."""
+        with self._lock:
+            return [self._own, *self._projects.values()]
+
     def close(self) -> None:
         """Close the stores of projects; the home's own is its owner's to close."""
         with self._lock:

@@ -19,6 +19,7 @@ from stepwell.server._keys import KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Places
+from stepwell.server._upkeep import Retention, Upkeep, jobs_of
 from stepwell.store import Store
 
 __all__ = ["create_app"]
@@ -27,18 +28,24 @@ _READERS: Final = 12  # requests answered at once: each may hold a page of 1000 
 _ROUTERS = (_health.router, _ingest.router, _blobs.router, letta.router, records.router, threads.router)
 
 
-def create_app(store: Store, *, home: Path, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    store: Store, *, home: Path, limits: Limits | None = None, retention: Retention | None = None
+) -> FastAPI:
     """Make the application; `home` is the folder of keys, blobs and projects beside the store.
 
     As long as the home has no keys it needs none, and answers this machine alone. The store is the caller's to close.
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
     ingest = Ingest(limits, metrics)
+    upkeep = Upkeep(places, jobs_of(retention or Retention()))
+    metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         current_default_thread_limiter().total_tokens = _READERS
+        upkeep.start()
         yield
+        upkeep.close()
         ingest.close()
         places.close()
 
