@@ -1,4 +1,4 @@
-"""What the embedded store costs: CPU and time of adding, and of the reads that pages and the command line make.
+"""What the embedded store costs: CPU and time of adding, of the reads that pages and commands make, and of deleting.
 
     python benchmarks/store.py [--steps 100000] [--smoke]
 
@@ -145,6 +145,49 @@ def bench_read(folder: Path, frames: list[bytes], rounds: int) -> None:
     store.close()
 
 
+def bench_delete(folder: Path, frames: list[bytes], rounds: int) -> None:
+    """Delete threads of forty steps, the older half, and pack the rest, of steps whose histories are kept once."""
+    calls = make_calls(len(frames) // 10)
+    print(f"\ndelete: of {len(frames)} steps, and of {len(calls)} calls of which each sends the history before it")
+    print(f"{'':<26} {'p50 ms':>8} {'p99 ms':>8} {'steps/s':>10}")
+    for name, records, length in (("steps", frames, 40), ("calls", calls, 40)):
+        path = folder / f"delete-{name}.db"
+        store = open_store(f"sqlite:{path}")
+        fill(store, records, 1000)
+        rng = random.Random(4)
+        ids = rng.sample(range(len(records) // length), rounds)
+        times: list[float] = []
+        for id in ids:
+            before = time.perf_counter()
+            store.delete_thread(f"thread-{id}")
+            times.append((time.perf_counter() - before) * 1e3)
+        print(f"{name + ': a thread':<26} {percentile(times, 0.5):>8.2f} {percentile(times, 0.99):>8.2f}")
+        before = time.perf_counter()
+        deleted = store.expire(before_ns=START_NS + len(records) * 500_000).steps
+        seconds = time.perf_counter() - before
+        print(f"{name + ': the older half':<26} {'':>8} {'':>8} {deleted / seconds:>10,.0f}")
+        left, size = store.stats().steps, store.stats().bytes_on_disk
+        before = time.perf_counter()
+        store.vacuum()
+        seconds = time.perf_counter() - before
+        shrunk = store.stats().bytes_on_disk
+        print(f"{name + ': vacuum':<26} {'':>8} {'':>8} {left / seconds:>10,.0f}  {size:,} bytes to {shrunk:,}")
+        store.close()
+
+
+def make_calls(count: int) -> list[bytes]:
+    """Make calls of conversations of forty turns, each with the whole history before it."""
+    frames: list[bytes] = []
+    for number in range(count):
+        turn = number % 40
+        texts = [f"{number // 40}: turn {n}, how deep is the stepwell at Chand Baori? " * 3 for n in range(turn + 1)]
+        generation = {"model": "gpt-4o", "messages": [{"role": "user", "content": text} for text in texts]}
+        start_ns = START_NS + number * 1_000_000
+        step = {"kind": "step", "id": f"call-{number}", "type": "llm", "thread_id": f"thread-{number // 40}"}
+        frames.append(json.encode({**step, "start_ns": start_ns, "end_ns": start_ns + 1, "generation": generation}))
+    return frames
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100_000)
@@ -155,6 +198,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench_add(Path(folder), frames)
         bench_read(Path(folder), frames, 20 if arguments.smoke else 200)
+        bench_delete(Path(folder), frames, 2 if arguments.smoke else 100)
 
 
 if __name__ == "__main__":

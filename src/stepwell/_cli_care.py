@@ -111,7 +111,11 @@ def remove(source: Source, ids: Sequence[str], user: str | None, out: Output, *,
         before = store.stats().bytes_on_disk
         total = Deleted()
         for _, delete in planned:
-            total = _sum(total, delete)
+            try:
+                total = _sum(total, delete())
+            except NotFoundError:
+                if total == Deleted():  # or it went with one named before
+                    raise
         _tell(total, store, blobs, before, out)
     return 0
 
@@ -139,16 +143,9 @@ def _user(store: Store, user: str) -> str:
     return f"user {user}: {count} threads and all runs with a step of theirs"
 
 
-def _sum(total: Deleted, delete: Callable[[], Deleted]) -> Deleted:
-    try:
-        more = delete()
-    except NotFoundError:  # went with one named before
-        return total
+def _sum(one: Deleted, other: Deleted) -> Deleted:
     return Deleted(
-        total.steps + more.steps,
-        total.threads + more.threads,
-        total.messages + more.messages,
-        (*total.blobs, *more.blobs),
+        one.steps + other.steps, one.threads + other.threads, one.messages + other.messages, one.blobs + other.blobs
     )
 
 

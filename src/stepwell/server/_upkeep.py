@@ -53,8 +53,7 @@ def jobs_of(retention: Retention, clock: Callable[[], int] = time.time_ns) -> li
     def remove_blobs(place: Place) -> None:
         remove_unused(place.store, place.blobs)
 
-    jobs = [Job("blobs", BLOBS_S, remove_blobs)]
-    return jobs if retention == Retention() else [Job("retention", RETENTION_S, expire), *jobs]
+    return [Job("retention", RETENTION_S, expire), Job("blobs", BLOBS_S, remove_blobs)]
 
 
 class Upkeep:

@@ -394,6 +394,7 @@ class Store(Protocol):
         the store uses `max_bytes` or less. One that has a pending step of the last 24 hours stays.
 
         Activity is the latest start or end. A run of which no time is known goes with `max_bytes` alone, and first.
+        Without a bound it only removes what updates have replaced.
         """
         ...
 

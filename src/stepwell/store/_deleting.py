@@ -111,9 +111,9 @@ class Deletion:
             some = wanted[at : at + MAX_STEPS]
             with erasing(self.connections) as db:
                 rows = db.execute(_SELECT_ROWS, (_encode(some).decode(),)).fetchall()
-                affordable = _affordable(rows)
+                affordable, packs = _affordable(db, rows)
                 if affordable:
-                    self._delete_rows(db, affordable)
+                    self._delete_rows(db, affordable, packs)
             at += len(some) if len(affordable) == len(rows) else bisect_right(some, affordable[-1][0])
 
     def delete_thread(self, id: str) -> None:
@@ -133,12 +133,12 @@ class Deletion:
         with erasing(self.connections) as db:
             self.threads += max(db.executemany(_DELETE_EMPTY_THREAD, ((id,) for id in ids)).rowcount, 0)
 
-    def _delete_rows(self, db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+    def _delete_rows(self, db: sqlite3.Connection, rows: list[tuple[Any, ...]], packs: set[int]) -> None:
         numbers = [row[0] for row in rows]
         several = (_encode(numbers).decode(),)
         loose = [span for row in rows if row[7] is not None for span in spans_of_refs(row[7])]
         gone = set(numbers)
-        for pack in _packs_of(db, rows):
+        for pack in sorted(packs):
             loose += spans_of_items(rewrite_pack(db, pack, lambda item: item.step not in gone))
         loosen_messages(db, loose)
         tags = ((tag, row[3], row[0]) for row in rows if row[4] for tag in json.decode(row[4], type=list[str]))
@@ -211,24 +211,25 @@ def forget_blobs(connections: Connections, hashes: Iterable[str]) -> None:
         db.executemany("DELETE FROM loose_blobs WHERE hash = ?", rows)
 
 
-def _affordable(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return the first rows, of as many packs as one transaction may write again."""
-    packs: set[int] = set()
-    for place, row in enumerate(rows):
-        packs.add(row[6])
-        if len(packs) > MAX_PACKS:
-            return rows[:place]
-    return rows
+def _affordable(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], set[int]]:
+    """Return the first rows, of as many packs as one transaction may write again, and these packs.
 
-
-def _packs_of(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> list[int]:
-    """Return the packs that hold payloads of steps; of one that was changed also those with what it was before."""
-    packs = {row[6] for row in rows if row[6] is not None}
+    They are those that hold payloads of the steps; of a step that was changed also those with what it was before.
+    """
+    covering: list[tuple[int, int, int]] = []
     changed = [row[0] for row in rows if row[5] is not None]
     if changed:
-        covering = db.execute(_COVERING, (changed[-1], changed[0]))
-        packs |= {pack for pack, first, last in covering if covers_any(first, last, changed)}
-    return sorted(packs)
+        found = db.execute(_COVERING, (changed[-1], changed[0]))
+        covering = [each for each in found if covers_any(each[1], each[2], changed)]
+    packs: set[int] = set()
+    for place, row in enumerate(rows):
+        of_row: set[int] = set() if row[6] is None else {row[6]}
+        if row[5] is not None:
+            of_row.update(pack for pack, first, last in covering if first <= row[0] <= last)
+        if place and len(packs | of_row) > MAX_PACKS:
+            return rows[:place], packs
+        packs |= of_row
+    return rows, packs
 
 
 def spans_of_items(items: Iterable[Item]) -> Spans:

@@ -97,7 +97,7 @@ def expire(connections: Connections, before_ns: int | None, max_bytes: int | Non
         units = _units(connections, before_ns)
         while _delete_some(deletion, units, MAX_STEPS):
             pass
-        deletion.sweep()
+    deletion.sweep()
     if max_bytes is not None:
         units = _units(connections, None)
         while (enough := _excess_steps(connections, max_bytes)) and _delete_some(deletion, units, enough):
