@@ -813,6 +813,17 @@ def test_the_hashes_that_are_remembered_are_bounded(
     assert paths(server).count(f"PUT {first}") == 1
 
 
+def test_an_answer_about_a_file_is_relied_on_for_minutes_only(
+    server: UnrulyServer, exporter: HttpExporter, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha256 = blobs.put(b"old")
+    exporter.export(Batch([with_blob("a", sha256)]))
+    monkeypatch.setattr("stepwell.exporters._http_blobs.SETTLED_S", 0.0)
+    server.blobs.clear()  # a server removes what no record of its names any more
+    exporter.export(Batch([with_blob("b", sha256)]))
+    assert server.blobs == {sha256: b"old"}
+
+
 # -- proxies and authorities
 
 

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from stepwell.errors import StoreError
 from stepwell.model import decode_record, encode_record
 from stepwell.store import AddResult, Deleted, _schema, open_store
 from stepwell.store._spans import united, without
+from stepwell.store._write import Intake
 from stepwell.store.sqlite import SqliteStore
 
 CANARY = "canary-5f3a"
@@ -59,6 +61,10 @@ def content_of(path: Path) -> bytes:
     """Return all bytes of a store's files, and of its packs also what they hold."""
     found = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
     return found + b"".join(zlib.decompress(body) for (body,) in rows(path, "SELECT body FROM packs"))
+
+
+def empty_log(path: Path) -> None:
+    assert rows(path, "PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ def test_an_updated_step_is_deleted_from_the_pack_that_has_what_it_was(path: Pat
     store.add([json.encode({"kind": "step", "id": "x", "output": "other"})])
     assert CANARY.encode() in content_of(path)
     store.delete_run("x")
-    store.vacuum()
+    empty_log(path)
     assert CANARY.encode() not in content_of(path)
 
 
@@ -145,9 +151,7 @@ def test_what_was_deleted_is_not_in_the_file_any_more(path: Path, store: SqliteS
     assert rows(path, "SELECT count(*) > 0 FROM packs") == [(packed,)]
     assert CANARY.encode() in content_of(path)
     store.delete_thread(f"{CANARY}-thread")
-    db = sqlite3.connect(path)
-    assert db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
-    db.close()
+    empty_log(path)
     assert CANARY.encode() not in content_of(path)  # also before the file is written anew
     store.vacuum()
     assert CANARY.encode() not in content_of(path)
@@ -167,6 +171,29 @@ def test_another_process_does_not_refer_to_messages_that_were_deleted(path: Path
     assert one.step("c") == decode_record(first)
     assert other.check() == []
     one.close()
+    other.close()
+
+
+def test_a_message_that_is_sent_again_while_it_is_looked_for_stays(path: Path) -> None:
+    store, other = SqliteStore(path), SqliteStore(path)
+    store.add([call("a", ["one", "two", "three"]), call("b", ["four", "five", "six"])])
+    store.add([call("a", ["7", "8", "9"]), call("b", ["10", "11", "12"])])  # six messages have lost their step
+    again = [call("b", ["six", "four"]), call("c", ["one", "two"])]
+    done: list[Deleted] = []
+    thread = threading.Thread(target=lambda: done.append(store.expire()))
+    with other._connections.writing() as db:
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not store._connections._write_lock.locked():  # it has looked, and waits to delete
+            assert time.monotonic() < deadline
+            thread.join(0.002)
+        Intake(again).write(db, other._numbers)
+    thread.join(20)
+    assert done == [Deleted(messages=2)]
+    assert store.step("c") == decode_record(again[1])
+    assert json.decode(store.step("b").generation) == json.decode(again[0])["generation"]  # type: ignore[arg-type]
+    assert store.check() == []
+    store.close()
     other.close()
 
 
