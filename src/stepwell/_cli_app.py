@@ -56,6 +56,12 @@ Status = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Keep steps of this model.", show_default=False)]
 Thread = Annotated[str | None, typer.Option(help="Keep steps of the thread with this id.", show_default=False)]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help='Keep steps with these words, "phrases", prefix* and no -word.', show_default=False
+    ),
+]
 Since = Annotated[
     str | None, typer.Option(help="Keep those since 30m, 2h or 7d ago, or an ISO date or time.", show_default=False)
 ]
@@ -98,6 +104,7 @@ def list_(
     model: Model = None,
     thread: Thread = None,
     since: Since = None,
+    search: Search = None,
     limit: Annotated[str, typer.Option(metavar="N", help="How many, 1 to 1000.")] = "50",
     cursor: Annotated[
         str | None, typer.Option(help="Go on where a list ended: what it said.", show_default=False)
@@ -111,7 +118,9 @@ def list_(
 
     if what not in LISTS:
         raise UsageError(f"can't list {what!r}, only {', '.join(LISTS)}")
-    filters = _given(type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since)
+    filters = _given(
+        type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since, search=search
+    )
     count = _count("--limit", limit)
     with find_source(home, store).reading() as opened:
         list_rows(opened, what, filters, {"limit": count, "cursor": cursor}, Output(as_json=json))
@@ -173,16 +182,20 @@ def export_(
     model: Model = None,
     thread: Thread = None,
     since: Since = None,
+    search: Search = None,
     home: Home = None,
     store: StoreUrl = None,
 ) -> None:
     """Write records as JSON lines: all, or the steps that the filters keep and their threads."""
-    from stepwell._cli_list import filter_of
+    from stepwell._cli_list import filter_of, index_for
     from stepwell._cli_move import export_records
 
-    filters = _given(type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since)
+    filters = _given(
+        type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since, search=search
+    )
     kept = filter_of(filters) if filters else None
     with find_source(home, store).reading() as opened:
+        index_for(opened, filters)
         export_records(opened, kept, output, Output(as_json=True))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as standard_json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -12,7 +13,7 @@ from msgspec import UNSET, Raw, json, structs, to_builtins
 
 from stepwell._cli_output import Output, moment
 from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, readable, table, tree
-from stepwell.errors import UsageError
+from stepwell.errors import StoreError, UsageError
 from stepwell.model import (
     MESSAGE_TYPES,
     STATUSES,
@@ -25,12 +26,13 @@ from stepwell.model import (
 )
 from stepwell.store import Page, RunRow, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
 
-__all__ = ["LISTS", "filter_of", "list_rows", "show", "since_ns"]
+__all__ = ["LISTS", "filter_of", "index_for", "list_rows", "show", "since_ns"]
 
 Row = TypeVar("Row", StepRow, RunRow, ThreadRow)
 
 LISTS: Final = ("runs", "steps", "threads")
 DETAILED_STEPS: Final = 2000  # of a tree; beyond that, messages and errors of the rest are not read
+_INDEXING_S: Final = 30.0  # of what a store has that was never searched; the newest steps are found at any rate
 _AT_ONCE: Final = 100  # steps read whole: what a page of them takes in memory
 _LATEST_NS: Final = (1 << 63) - 1  # what a store can hold; the year 2262
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -66,13 +68,22 @@ def filter_of(options: Mapping[str, Any]) -> StepFilter:
         model=options.get("model"),
         thread_id=options.get("thread"),
         since_ns=since_ns(options.get("since")),
+        text=options.get("search"),
     )
+
+
+def index_for(store: Store, options: Mapping[str, Any]) -> None:
+    """Bring the index of words up to date where they are looked for and the store may be written."""
+    if options.get("search") is not None:
+        with suppress(StoreError):
+            store.catch_up(_INDEXING_S)
 
 
 def list_rows(store: Store, what: str, options: Mapping[str, Any], page: Mapping[str, Any], out: Output) -> None:
     """Print one page of runs, steps or threads."""
+    index_for(store, options)
     if what == "threads":
-        for name in ("type", "status", "model", "thread"):
+        for name in ("type", "status", "model", "thread", "search"):
             if options.get(name):
                 raise UsageError(f"--{name} {options[name]!r} is of steps; threads have --name, --tag and --since")
         threads = ThreadFilter(

@@ -24,14 +24,19 @@ from typing import Any, Final
 from msgspec import json
 
 from stepwell.errors import CorruptStoreError
+from stepwell.store import StepFilter
 from stepwell.store._messages import Bodies
 from stepwell.store._packs import PackReader
+from stepwell.store._query import Keyset, select_steps
 from stepwell.store._texts import match_of, text_of
 
-__all__ = ["among", "index_more"]
+__all__ = ["among", "index_more", "select_found"]
 
 MAX_TAIL: Final = 2_000
 _ROWS: Final = 50
+_COMMON: Final = 5_000  # matches, from which on steps are walked instead
+_WALKED, _WALKS = 500, 20  # steps at once, and how often
+_SPREAD: Final = 20  # positions for each of them: what lies between is read, too
 _STALE: Final = 10_000  # texts of older states and deleted steps, besides as many as there are steps
 _CREATE: Final = (
     "CREATE VIRTUAL TABLE step_texts USING fts5("
@@ -140,29 +145,70 @@ def among(db: sqlite3.Connection, text: str, *, roots: bool = False) -> str:
 
     Raises `UsageError` for a query without a word.
     """
-    match = match_of(text)
-    position, numbers = 0, list[int]()
+    match, numbers = match_of(text), list[int]()
     if _has_index(db):
-        (position,) = db.execute("SELECT position FROM indexed").fetchone()
         rows = db.execute("SELECT rowid FROM step_texts WHERE step_texts MATCH ?", (match,)).fetchall()
-        positions = "[" + ",".join(str(rowid) for (rowid,) in rows) + "]"
-        numbers = [number for (number,) in db.execute(_FOUND, (positions,))]
-    numbers += _tail(db, match, position)
-    found = json.encode(numbers).decode()
+        numbers = [number for (number,) in db.execute(_FOUND, (_array(row[0] for row in rows),))]
+    found = _array([*numbers, *_tail(db, match)])
     if not roots:
         return found
     query = (
         "SELECT r.number FROM steps s JOIN steps r ON r.id = ifnull(s.root_run_id, s.id) "
         "WHERE s.number IN (SELECT value FROM json_each(?))"
     )
-    return json.encode([number for (number,) in db.execute(query, (found,))]).decode()
+    return _array(number for (number,) in db.execute(query, (found,)))
 
 
-def _tail(db: sqlite3.Connection, match: str, position: int) -> Iterable[int]:
+def select_found(
+    db: sqlite3.Connection, columns: str, filter: StepFilter, text: str, page: Keyset
+) -> list[tuple[Any, ...]]:
+    """Return the rows of a page as `select_steps` has them, of the steps that a text finds."""
+    rows = _walk(db, columns, filter, match_of(text), page) if _is_common(db, text) else None
+    if rows is None:
+        rows = db.execute(*select_steps(columns, filter, page, among=among(db, text))).fetchall()
+    return rows
+
+
+def _is_common(db: sqlite3.Connection, text: str) -> bool:
+    query = "SELECT count(*) FROM (SELECT 1 FROM step_texts WHERE step_texts MATCH ? LIMIT ?)"
+    return _has_index(db) and db.execute(query, (match_of(text), _COMMON)).fetchone()[0] == _COMMON
+
+
+def _walk(
+    db: sqlite3.Connection, columns: str, filter: StepFilter, match: str, page: Keyset
+) -> list[tuple[Any, ...]] | None:
+    """Look at the steps in the list's order until the page is full; None where too few match or they lie far apart.
+
+    Of a word that many steps have, this reads a few hundred steps instead of all that have it.
+    """
+    found: list[tuple[Any, ...]] = []
+    tail = {*_tail(db, match)}
+    steps = Keyset("x", _WALKED, None, "asc" if page.direction == "ASC" else "desc")
+    steps.after = page.after
+    for _ in range(_WALKS):
+        rows = db.execute(*select_steps(f"ifnull(s.changed, s.number), {columns}", filter, steps)).fetchall()[:_WALKED]
+        first, last = min((row[2] for row in rows), default=0), max((row[2] for row in rows), default=0)
+        if last - first > _SPREAD * _WALKED:
+            return None
+        query = "SELECT rowid FROM step_texts WHERE step_texts MATCH ? AND rowid BETWEEN ? AND ?"
+        positions = {position for (position,) in db.execute(query, (match, first, last))}
+        found += [(*row[:2], *row[3:]) for row in rows if row[2] in positions or row[0] in tail]
+        if len(found) > page.limit or len(rows) < _WALKED:
+            return found[: page.limit + 1]
+        steps.after = rows[-1][1], rows[-1][0]
+    return None
+
+
+def _array(numbers: Iterable[int]) -> str:
+    return json.encode(list(numbers)).decode()
+
+
+def _tail(db: sqlite3.Connection, match: str) -> list[int]:
     """Return the numbers of steps that are not indexed yet and match, by an index of their own, for this once."""
+    position = db.execute("SELECT position FROM indexed").fetchone()[0] if _has_index(db) else 0
     rows = [row for query in _TAIL for row in db.execute(query, (position, MAX_TAIL))]
     if not rows:
-        return ()
+        return []
     rows.sort()
     rows = sorted(rows[-MAX_TAIL:], key=itemgetter(-1))  # a message is of the first step that has it
     reader = _Reader(db)

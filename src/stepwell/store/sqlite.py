@@ -59,7 +59,7 @@ from stepwell.store._rows import (
     thread_row,
     unpack_id,
 )
-from stepwell.store._search import among, index_more
+from stepwell.store._search import among, index_more, select_found
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
 from stepwell.store._write import LAST_POSITION, Intake
@@ -168,8 +168,10 @@ class SqliteStore:
         """List steps by start."""
         page = Keyset("s", limit, cursor, order)
         with self._connections.reading() as db:
-            found = None if filter.text is None else among(db, filter.text)
-            rows = db.execute(*select_steps(_LISTED, filter, page, among=found)).fetchall()
+            if filter.text is None:
+                rows = db.execute(*select_steps(_LISTED, filter, page)).fetchall()
+            else:
+                rows = select_found(db, _LISTED, filter, filter.text, page)
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
 
     def cursor(self, id: str, order: Order = "desc") -> str:
