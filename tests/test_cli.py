@@ -382,6 +382,8 @@ class TestLs:
             (("--tag", "web", "--tag", "fast"), []),
             (("--status", "failed"), ["look"]),
             (("--model", "m-1"), ["answer"]),
+            (("--search", "hello"), ["user_message"]),
+            (("--search", "bad -hello", "--type", "tool"), ["look"]),
             (("--thread", "t-2"), []),
             (("--since", "1h", "--type", "run"), ["agent"]),
             (("--since", "2999-01-01"), []),
@@ -410,6 +412,7 @@ class TestLs:
             (("--since", "999999w"), "--since '999999w' is neither"),
             (("--limit", "0"), "--limit '0' is not a whole number of 1 or more"),
             (("--limit", "1001"), "limit must be 1 to 1000, got 1001"),
+            (("--search", "!"), "text '!' has no word to look for"),
             (("--cursor", "x"), "cursor 'x' is not one that a page gave"),
         ],
     )
