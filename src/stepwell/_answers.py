@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import UNSET, structs
 
+from stepwell.blobs import BlobStore
 from stepwell.errors import UsageError
 from stepwell.model import Score, ScoreRecord, encode_record
 from stepwell.store import Page, Store, ThreadFilter, ThreadRow
 
-__all__ = ["keep_score", "page_of", "thread_in_detail"]
+__all__ = ["Place", "keep_score", "page_of", "thread_in_detail"]
+
+
+class Place(NamedTuple):
+    """Where the data of a home, or of one of its projects, is."""
+
+    store: Store
+    blobs: BlobStore
 
 
 def page_of(page: Page[Any]) -> dict[str, object]:

@@ -7,7 +7,8 @@
     │   └── RejectedError              do not try again: the destination refuses these records
     └── StoreError                     the store can't be read or written: the message says which and why
         ├── NotFoundError (LookupError)    nothing has this id
-        └── CorruptStoreError          the file is not, or no longer, a store
+        ├── CorruptStoreError          the file is not, or no longer, a store
+        └── ClientError                the server behind a client can't be asked, or answers otherwise than it should
 
 Errors of other libraries are mapped to these at the edge where they appear, with the original as `__cause__`.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "ClientError",
     "ClosedError",
     "CorruptStoreError",
     "ExportError",
@@ -73,3 +75,24 @@ class NotFoundError(StoreError, LookupError):
 
 class CorruptStoreError(StoreError):
     """Says that a file is not a store, is damaged, or was written by a newer version."""
+
+
+class ClientError(StoreError):
+    """Says that a server gave no answer, refused the request, or answered what no stepwell server does.
+
+    `status` is the answer's, None where there is none; `request_id` is what a proxy called the request, where one did;
+    `retry_after_s` is the server's own wish in seconds, where it has one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.status = status
+        self.request_id = request_id

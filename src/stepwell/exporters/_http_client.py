@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpcore
 
-__all__ = ["Answer", "BodyError", "Client", "RequestError"]
+__all__ = ["Answer", "BodyError", "Client", "RequestError", "authorities"]
 
 CONNECT_S: Final = 5.0  # a SYN that is lost is sent again after 1 and after 3 seconds
 WAIT_S: Final = 10.0  # for the server to take or send a next byte: it stores a megabyte in a tenth of a second
@@ -166,7 +166,7 @@ class Client:
 
     def _connect(self) -> httpcore.ConnectionPool:
         return httpcore.ConnectionPool(
-            ssl_context=_authorities() if self._origin.startswith("https:") else None,
+            ssl_context=authorities() if self._origin.startswith("https:") else None,
             proxy=None if self._loopback else _proxy(self._origin),
             max_connections=1,
             keepalive_expiry=KEEP_ALIVE_S,
@@ -188,7 +188,7 @@ def _at_most(limit: int, chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield chunk
 
 
-def _authorities() -> ssl.SSLContext:
+def authorities() -> ssl.SSLContext:
     """Trust what `SSL_CERT_FILE` and `SSL_CERT_DIR` name; without them this machine's authorities and certifi's."""
     context = ssl.create_default_context()  # OpenSSL reads the variables
     if not os.environ.get("SSL_CERT_FILE") and not os.environ.get("SSL_CERT_DIR"):
@@ -215,5 +215,5 @@ def _proxy(origin: str) -> httpcore.Proxy | None:
     except ValueError:
         raise RequestError("the proxy that the environment names has no valid port") from None
     auth = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
-    context = _authorities() if parts.scheme == "https" else None
+    context = authorities() if parts.scheme == "https" else None
     return httpcore.Proxy(f"{parts.scheme}://{host}{port}", auth=auth, ssl_context=context)

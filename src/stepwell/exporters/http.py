@@ -38,7 +38,7 @@ from stepwell.exporters._http_blobs import BlobSender
 if TYPE_CHECKING:  # loaded with the first batch, on the shipper's thread
     from stepwell.exporters._http_client import Answer, Client
 
-__all__ = ["HttpExporter"]
+__all__ = ["HttpExporter", "Target", "parse_target"]
 
 Compression = Literal["auto", "zstd", "gzip", "none"]
 
@@ -85,7 +85,7 @@ class HttpExporter:
         blobs: BlobStore | None = None,
         compression: Compression = "auto",
     ) -> None:
-        target = _parse(url)
+        target = parse_target(url)
         self.key = target.origin + target.path
         api_key = target.api_key or api_key or os.environ.get("STEPWELL_API_KEY", "").strip()
         if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
@@ -263,7 +263,7 @@ def _retry_after(text: str) -> float | None:
 # -- URLs
 
 
-class _Target(NamedTuple):
+class Target(NamedTuple):
     """Where a URL points: `origin` is `https://host:8443`, `path` `/base` or empty."""
 
     origin: str
@@ -272,14 +272,15 @@ class _Target(NamedTuple):
     api_key: str
 
 
-def _parse(url: str) -> _Target:
+def parse_target(url: str, what: str = "export=") -> Target:
+    """Return where the URL of a server points. Raises `UsageError`, in which `what` stands before the URL."""
     named = without_credentials(url)
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "").encode("idna" if not (parts.hostname or "").isascii() else "ascii").decode()
         port = parts.port
     except ValueError as error:  # also UnicodeError
-        raise UsageError(f"export={named!r} is not a URL: {without_credentials(str(error))}") from None
+        raise UsageError(f"{what}{named!r} is not a URL: {without_credentials(str(error))}") from None
     wrong = ""
     if parts.scheme not in ("http", "https") or not host:
         wrong = "expected http://HOST or https://HOST"
@@ -288,14 +289,14 @@ def _parse(url: str) -> _Target:
     elif re.search(r"[\s\x00-\x1f\\]", url) or not parts.path.isascii() or len(max(host.split("."), key=len)) > 63:
         wrong = "it has characters that no URL has, or a host's name that is too long"
     if wrong:
-        raise UsageError(f"export={named!r}: {wrong}")
+        raise UsageError(f"{what}{named!r}: {wrong}")
     if find_spec("httpcore") is None:
-        raise UsageError(f"export={named!r} needs the package httpcore: pip install httpcore")
+        raise UsageError(f"{what}{named!r} needs the package httpcore: pip install httpcore")
     shown = f"[{host}]" if ":" in host else host
     if port is not None and port != {"http": 80, "https": 443}[parts.scheme]:
         shown += f":{port}"
     api_key = unquote(parts.password or parts.username or "")
-    return _Target(f"{parts.scheme}://{shown}", parts.path.rstrip("/"), _is_this_machine(host), api_key)
+    return Target(f"{parts.scheme}://{shown}", parts.path.rstrip("/"), _is_this_machine(host), api_key)
 
 
 def _is_this_machine(host: str) -> bool:

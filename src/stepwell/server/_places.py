@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Final
 
+from stepwell._answers import Place
 from stepwell.blobs import BlobStore
 from stepwell.errors import UsageError
 from stepwell.store import Store, open_store
@@ -17,13 +18,6 @@ from stepwell.store import Store, open_store
 __all__ = ["Place", "Places", "check_name"]
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-
-
-class Place(NamedTuple):
-    """What one project has."""
-
-    store: Store
-    blobs: BlobStore
 
 
 class Places:

@@ -23,6 +23,7 @@ from stepwell.store import (
     ScoreQuery,
     StepFilter,
     StepRow,
+    ThreadFilter,
     ThreadRow,
 )
 
@@ -37,7 +38,9 @@ __all__ = [
     "StepListQuery",
     "StepPage",
     "StepQuery",
+    "ThreadListQuery",
     "ThreadPage",
+    "ThreadStepsQuery",
     "answer",
 ]
 
@@ -179,6 +182,39 @@ _STEP_FILTER: Final = frozenset(StepFilter.__dataclass_fields__)
 
 class StepListQuery(StepQuery, Listed):
     """Which page of which steps."""
+
+
+class ThreadListQuery(Listed):
+    """Which page of which threads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = None
+    user: str | None = Field(default=None, description="The user's identifier or id.")
+    tag: list[str] | None = Field(default=None, description="All of them.")
+    environment: str | None = None
+    since_ns: _Since = None
+    until_ns: _Until = None
+
+    def filter(self) -> ThreadFilter:
+        """Return the store's filter."""
+        said: dict[str, Any] = {name: getattr(self, name) for name in ThreadFilter.__dataclass_fields__}
+        return ThreadFilter(**{**said, "tag": self.tag or ()})
+
+
+class ThreadStepsQuery(Listed):
+    """Which page of which steps of a thread."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: list[StepType] | None = Field(default=None, description="Any of them.")
+    status: Status | None = None
+    tag: list[str] | None = Field(default=None, description="All of them.")
+    order: Order = "asc"
+
+    def filter(self, thread_id: str) -> StepFilter:
+        """Return the store's filter."""
+        return StepFilter(thread_id=thread_id, type=self.type or None, status=self.status, tag=self.tag or ())
 
 
 class ScoreListQuery(Listed):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from stepwell._answers import page_of
 from stepwell._vocabulary import MAX_ID_CHARACTERS
@@ -40,6 +40,23 @@ class Tree(BaseModel):
     """A step and all steps below it, by start."""
 
     items: list[StepItem]  # type: ignore[valid-type]
+
+
+class IdsQuery(BaseModel):
+    """Which steps."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: list[str] = Field(max_length=MAX_PAGE, description="In this order.")
+
+
+class ChangesQuery(BaseModel):
+    """Which changes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: int | None = Field(default=None, ge=0, lt=1 << 63, description="A `position`; without it, that of now.")
+    limit: int = Field(default=500, ge=1, le=MAX_PAGE)
 
 
 class Changes(BaseModel):
@@ -98,22 +115,15 @@ def list_runs(store: InStore, query: Annotated[StepListQuery, Query()]) -> Respo
     response_class=Response,
     responses=_schema({"type": "object", "properties": {"items": {"type": "array", "items": _RECORD}}}),
 )
-def steps_in_full(
-    store: InStore,
-    ids: Annotated[list[WantedId], Query(min_length=1, max_length=MAX_PAGE, description="In this order.")],
-) -> Response:
+def steps_in_full(store: InStore, query: Annotated[IdsQuery, Query()]) -> Response:
     """Return whole steps, payloads included; those that are not there are left out."""
-    return answer({"items": store.steps_in_full(ids)})
+    return answer({"items": store.steps_in_full(query.ids)})
 
 
 @router.get("/changes", response_model=Changes)
-def changes(
-    store: InStore,
-    after: Annotated[int | None, Query(ge=0, lt=1 << 63, description="A `position`; without it, that of now.")] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 500,
-) -> Response:
+def changes(store: InStore, query: Annotated[ChangesQuery, Query()]) -> Response:
     """Return steps added or updated since a position, oldest change first."""
-    items, position = store.changes(after, limit)
+    items, position = store.changes(query.after, query.limit)
     return answer({"items": items, "position": position})
 
 

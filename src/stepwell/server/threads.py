@@ -14,21 +14,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stepwell._answers import keep_score, page_of, thread_in_detail
 from stepwell._vocabulary import MAX_ID_CHARACTERS
-from stepwell.model import Score, Status, StepType
+from stepwell.model import Score
 from stepwell.server._access import InStore
 from stepwell.server._letta_models import Text
-from stepwell.server._shapes import Id, ScoreItem, ScoreListQuery, ScorePage, StepPage, ThreadPage, answer
-from stepwell.store import MAX_PAGE, Order, StepFilter, ThreadFilter
+from stepwell.server._shapes import (
+    Id,
+    ScoreItem,
+    ScoreListQuery,
+    ScorePage,
+    StepPage,
+    ThreadListQuery,
+    ThreadPage,
+    ThreadStepsQuery,
+    answer,
+)
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1")
-
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
-Cursor = Annotated[str | None, Query(description="The `next_cursor` of the page before.")]
-Since = Annotated[int | None, Query(ge=0, description="Nanoseconds since the Unix epoch, inclusive.")]
-Until = Annotated[int | None, Query(ge=0, description="Nanoseconds since the Unix epoch, exclusive.")]
-Tags = Annotated[list[str] | None, Query(description="All of them.")]
 
 
 class ThreadUser(BaseModel):
@@ -92,40 +95,16 @@ class Stats(BaseModel):
 
 
 @router.get("/threads", response_model=ThreadPage, tags=["threads"])
-def list_threads(  # noqa: PLR0917 (FastAPI passes them by name)
-    store: InStore,
-    name: str | None = None,
-    user: Annotated[str | None, Query(description="The user's identifier or id.")] = None,
-    tag: Tags = None,
-    environment: str | None = None,
-    since_ns: Since = None,
-    until_ns: Until = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-    order: Order = "desc",
-) -> Response:
+def list_threads(store: InStore, query: Annotated[ThreadListQuery, Query()]) -> Response:
     """List threads by their latest activity, with sums over their steps."""
-    filter = ThreadFilter(
-        name=name, user=user, tag=tag or (), environment=environment, since_ns=since_ns, until_ns=until_ns
-    )
-    return answer(page_of(store.threads(filter, limit=limit, cursor=cursor, order=order)))
+    return answer(page_of(store.threads(query.filter(), **query.page())))
 
 
 # Ids may hold slashes: so a thread's steps are asked before the thread.
 @router.get("/threads/{thread_id:path}/steps", response_model=StepPage, tags=["threads"])
-def list_thread_steps(  # noqa: PLR0917 (FastAPI passes them by name)
-    store: InStore,
-    thread_id: Id,
-    type: Annotated[list[StepType] | None, Query(description="Any of them.")] = None,
-    status: Status | None = None,
-    tag: Tags = None,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-    order: Order = "asc",
-) -> Response:
+def list_thread_steps(store: InStore, thread_id: Id, query: Annotated[ThreadStepsQuery, Query()]) -> Response:
     """List the steps of a thread by their start, oldest first; an unknown thread has none."""
-    filter = StepFilter(thread_id=thread_id, type=type or None, status=status, tag=tag or ())
-    return answer(page_of(store.steps(filter, limit=limit, cursor=cursor, order=order)))
+    return answer(page_of(store.steps(query.filter(thread_id), **query.page())))
 
 
 @router.get("/threads/{thread_id:path}", response_model=ThreadDetail, tags=["threads"])
