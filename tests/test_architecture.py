@@ -105,6 +105,7 @@ ORDER = [
     "client._filters",
     "client._models",
     "client._requests",
+    "client._adding",
     "client._pages",
     "client._pieces",
     "client._http",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,8 +22,9 @@ from served import AppServer
 import stepwell as sw
 from stepwell import client as cl
 from stepwell.client import AsyncClient, Client, ScoreFilter
-from stepwell.errors import ClosedError, StoreError, UsageError
+from stepwell.errors import ClientError, ClosedError, NotFoundError, StepwellError, StoreError, UsageError
 from stepwell.model import StepRecord
+from stepwell.server._keys import KeyRing
 from stepwell.store import open_store
 
 DAY_NS = 1_735_689_600_000_000_000
@@ -185,7 +189,7 @@ def same(clients: list[Sync | Async], name: str, /, *args: Any, **kwargs: Any) -
 def outcome(ask: Sync | Async, name: str, /, *args: Any, **kwargs: Any) -> Any:
     try:
         return ask(name, *args, **kwargs)
-    except sw.errors.StepwellError as error:  # type: ignore[attr-defined]
+    except StepwellError as error:
         return type(error).__name__, str(error)
 
 
@@ -575,3 +579,240 @@ class Held:
     def stats(self) -> Any:
         anyio.from_thread.run_sync(self._held.set)
         return self._store.stats()
+
+
+# -- users, sums and deletion
+
+
+def test_users_are_listed_with_their_sums(clients: list[Sync | Async]) -> None:
+    (user,) = same(clients, "users", limit=1)
+    assert (user.user, user.threads, user.steps, user.tokens) == ("ada", 1, 2, 10)
+    assert (user.first_at, user.last_at) == (
+        datetime(2025, 1, 1, tzinfo=UTC),
+        datetime(2025, 1, 1, 0, 0, 0, 1, UTC),
+    )
+
+
+def test_steps_are_summed(clients: list[Sync | Async]) -> None:
+    days = same(clients, "rollups", by=["type"], since=DAY_NS, model="gpt-4o")
+    assert [(each.start, each.type, each.steps, each.total_tokens) for each in days] == [
+        (datetime(2025, 1, 1, tzinfo=UTC), "llm", 1, 10)
+    ]
+    (all_time,) = same(clients, "rollups", every=None)
+    assert (all_time.start, all_time.steps, all_time.errors) == (None, 13, 1)
+    assert len(same(clients, "rollups", every="hour", by=["environment", "name"])) == 1
+    assert same(clients, "rollups", by=["odd"])[0] == "UsageError"
+
+
+def test_a_thread_is_deleted_with_its_attachment(ask: Sync | Async, tmp_path: Path) -> None:
+    assert ask("delete_thread", "t-1") == cl.Deleted(threads=1, steps=2, messages=0, blobs=1)
+    for name, id in (("thread", "t-1"), ("step", "llm-1"), ("attachment", PICTURE_SHA256), ("delete_thread", "t-1")):
+        with pytest.raises(NotFoundError):
+            ask(name, id)
+    assert not list((tmp_path / "home" / "blobs").glob("*/*"))
+    assert ask("step", "failed").id == "failed"
+
+
+def test_a_run_is_deleted(ask: Sync | Async) -> None:
+    assert ask("delete_run", "a/b").steps == 1
+    assert "a/b" not in ids(ask("steps"))
+    with pytest.raises(NotFoundError, match="there is no step 'a/b'"):
+        ask("delete_run", "a/b")
+
+
+def test_an_attachment_that_another_step_names_stays(ask: Sync | Async) -> None:
+    ask("add", [step("other", attachments=[{"id": "p", "sha256": PICTURE_SHA256}])])
+    assert ask("delete_user", "ada").blobs == 0
+    assert ask("attachment", PICTURE_SHA256) == PICTURE
+    assert ask("users") == []
+    with pytest.raises(NotFoundError):
+        ask("delete_user", "ada")
+
+
+# -- servers that refuse, fail, or are none
+
+
+def keys_of(home: Path) -> dict[str, str]:
+    ring = KeyRing(home)
+    return {scope: ring.add(scope, [scope]) for scope in ("read", "ingest", "admin")}
+
+
+def test_a_key_is_needed_and_never_told(
+    tmp_path: Path, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with AppServer(tmp_path / "home") as server:
+        keys = keys_of(server.home)
+        server.store.add([json.dumps(step("a", thread_id="t")).encode()])
+        for kind in (Client, AsyncClient):
+            for key, status in ((None, 401), ("sw_secret", 401), (keys["ingest"], 403)):
+                with pytest.raises(ClientError) as caught:
+                    once(kind(server.url, key=key), portal, "stats")
+                assert caught.value.status == status
+                assert str(caught.value).startswith(f"{server.url} answered {status}: ")
+                assert (key or "sw_") not in str(caught.value)
+            with pytest.raises(ClientError, match="403: the key 'read' has no scope 'admin'"):
+                once(kind(server.url, key=keys["read"]), portal, "delete_thread", "t")
+            with_key = server.url.replace("://", f"://{keys['read']}@")
+            assert once(kind(with_key, key="sw_other"), portal, "stats").steps == 1
+            assert keys["read"] not in repr(kind(with_key)) + repr(vars(kind(with_key)))
+            with pytest.raises(UsageError, match="has a space or a character that no header can carry") as wrong:
+                kind(server.url, key="se cret")
+            assert "se cret" not in str(wrong.value)
+        monkeypatch.setenv("STEPWELL_API_KEY", keys["admin"])
+        assert once(Client(server.url), portal, "delete_thread", "t").steps == 1
+    assert not [key for key in keys.values() if key in caplog.text]
+
+
+def once(client: Client | AsyncClient, portal: BlockingPortal, name: str, *args: Any) -> Any:
+    ask = asking(client, portal)
+    try:
+        return ask(name, *args)
+    finally:
+        ask.close()
+
+
+def asking(client: Client | AsyncClient, portal: BlockingPortal) -> Sync | Async:
+    return Sync(client) if isinstance(client, Client) else Async(client, portal)
+
+
+class Peer:
+    """A server that says what it is told to, one answer a connection, and then hangs up."""
+
+    def __init__(self, *answers: bytes | None) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(30)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.asked: list[bytes] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(answers,), name="peer")
+        self._thread.start()
+
+    def _serve(self, answers: tuple[bytes | None, ...]) -> None:
+        for answer in answers:
+            with suppress(OSError), self._socket.accept()[0] as connection:
+                asked = b""
+                while b"\r\n\r\n" not in asked and (piece := connection.recv(65536)):
+                    asked += piece
+                self.asked.append(asked)
+                if answer is None:
+                    self._done.wait(30)
+                else:
+                    connection.sendall(answer)
+
+    def close(self) -> None:
+        self._done.set()
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+        self._thread.join(30)
+        self._socket.close()
+
+
+@contextmanager
+def peer(*answers: bytes | None) -> Iterator[Peer]:
+    peer = Peer(*answers)
+    try:
+        yield peer
+    finally:
+        peer.close()
+
+
+def http_answer(status: str, body: bytes = b"", *headers: str) -> bytes:
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+STATS = json.dumps(
+    dict.fromkeys(("steps", "threads", "scores", "bytes_on_disk", "schema_version"), 0)
+    | {"by_type": {}, "by_status": {}, "oldest_ns": None, "newest_ns": None}
+).encode()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        (http_answer("200 OK", b"<html>"), None, "the answer to /v1/stats is not what a stepwell server says"),
+        (
+            http_answer("200 OK", b'{"steps": "many"}'),
+            None,
+            "the answer to /v1/stats is not what a stepwell server says",
+        ),
+        (http_answer("200 OK", b"[" * 100_000), None, "the answer to /v1/stats is not what a stepwell server says"),
+        (
+            http_answer("302 Found", b"", "Location: http://127.0.0.1:1/"),
+            302,
+            "answered 302: redirects are not followed",
+        ),
+        (http_answer("404 Not Found", b"<h1>nginx"), 404, "answered 404: Not Found"),
+        (http_answer("799 Odd", b"{}"), 799, "answered 799: what no stepwell server does"),
+        (http_answer("500 Oh", b'{"error":{"type":"x","message":"a\\u001b[31m\\nb"}}'), 500, "answered 500: a [31m b"),
+        (http_answer("418 T", b"", "X-Request-Id: r-7"), 418, "answered 418"),
+        (b"SSH-2.0-OpenSSH\r\n", None, "gave no answer: RemoteProtocolError"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(
+    portal: BlockingPortal, kind: Any, answer: bytes, status: int | None, words: str
+) -> None:
+    with peer(*[answer] * 4) as server:
+        ask = asking(kind(server.url), portal)
+        with pytest.raises(ClientError, match=re.escape(words)) as caught:
+            ask("stats")
+        ask.close()
+    assert caught.value.status == status
+    assert caught.value.request_id == ("r-7" if b"r-7" in answer else None)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_changes_nothing_is_asked_again_and_nothing_else(portal: BlockingPortal, kind: Any) -> None:
+    busy = http_answer("503 Busy", b'{"error":{"type":"unavailable","message":"the store can\'t be used now"}}')
+    with peer(busy, b"", http_answer("200 OK", STATS)) as server:
+        ask = asking(kind(server.url), portal)
+        assert ask("stats").steps == 0
+        ask.close()
+    assert [each.split(b" ")[:2] for each in server.asked] == [[b"GET", b"/v1/stats"]] * 3
+    with peer(*[busy] * 5) as server:
+        ask = asking(kind(server.url), portal)
+        with pytest.raises(ClientError, match="answered 503: the store can't be used now"):
+            ask("stats")
+        with pytest.raises(ClientError, match="answered 503"):
+            ask("feedback", "a", "positive")
+        ask.close()
+    assert [each.split(b" ")[0] for each in server.asked] == [b"GET"] * 4 + [b"POST"]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_slow_server_and_one_that_is_gone_are_errors(portal: BlockingPortal, kind: Any) -> None:
+    with peer(None) as server:
+        ask = asking(kind(server.url, timeout=0.2), portal)
+        with pytest.raises(ClientError, match=r"did not answer within 0\.2 s"):
+            ask("stats")
+        ask.close()
+    ask = asking(kind(server.url), portal)
+    with pytest.raises(ClientError, match="gave no answer: ConnectError") as caught:
+        ask("stats")
+    assert caught.value.status is None
+    ask.close()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_export_or_attachment_that_is_cut_short_is_an_error(
+    portal: BlockingPortal, kind: Any, tmp_path: Path
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+    cut = http_answer("200 OK", b'{"kind":')
+    with peer(head + b"{}\n", cut, http_answer("200 OK", b"other")) as server:
+        ask = asking(kind(server.url), portal)
+        with pytest.raises(ClientError, match="gave no answer: RemoteProtocolError"):
+            ask("export")
+        with pytest.raises(ClientError, match="the export ended within a line"):
+            ask("export")
+        with pytest.raises(ClientError, match="what arrived is not the attachment"):
+            ask("download", PICTURE_SHA256, tmp_path / "file")
+        ask.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "1", 3601])
+def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
+    with pytest.raises(UsageError, match="timeout must be a number of seconds up to 3600"):
+        Client("http://127.0.0.1:1", timeout=timeout)

@@ -50,6 +50,7 @@ EXCLUDED = {  # whatever is sent to these is bytes, so nothing is of a wrong typ
     "GET /v1/records/runs": [positive_data_acceptance],
     "GET /v1/steps/": [positive_data_acceptance],
     "GET /v1/scores": [positive_data_acceptance],
+    "GET /v1/users": [positive_data_acceptance],
     "GET /v1/threads": [positive_data_acceptance],
     "GET /v1/threads/{thread_id}/steps": [positive_data_acceptance],
     "POST /v1/scores": [positive_data_acceptance],

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 from msgspec import UNSET, structs
 
+from stepwell._unused_blobs import remove_unused
 from stepwell.blobs import BlobStore
-from stepwell.errors import UsageError
+from stepwell.errors import StoreError, UsageError
 from stepwell.model import Score, ScoreRecord, encode_record
-from stepwell.store import Page, Store, ThreadFilter, ThreadRow
+from stepwell.store import Deleted, Page, Store, ThreadFilter, ThreadRow
 
-__all__ = ["Place", "keep_score", "page_of", "thread_in_detail"]
+__all__ = ["Place", "keep_score", "page_of", "remove_run", "remove_thread", "remove_user", "thread_in_detail"]
 
 
 class Place(NamedTuple):
@@ -54,3 +55,34 @@ def keep_score(store: Store, score: Score) -> Score:
     if result.rejected:
         raise UsageError(result.rejected[0].error)
     return now
+
+
+def remove_thread(place: Place, id: str) -> dict[str, int]:
+    """Delete a thread with its steps, and the blobs that nothing names any more,
+    now or when they have been idle for ten minutes. Raises `NotFoundError`."""
+    return _deleted(place, place.store.delete_thread(id))
+
+
+def remove_run(place: Place, id: str) -> dict[str, int]:
+    """Delete the run of a step, and the blobs that nothing names any more,
+    now or when they have been idle for ten minutes. Raises `NotFoundError`."""
+    return _deleted(place, place.store.delete_run(id))
+
+
+def remove_user(place: Place, user: str) -> dict[str, int]:
+    """Delete all of a user, and the blobs that nothing names any more,
+    now or when they have been idle for ten minutes. Raises `NotFoundError`."""
+    return _deleted(place, place.store.delete_user(user))
+
+
+def _deleted(place: Place, deleted: Deleted) -> dict[str, int]:
+    try:
+        remove_unused(place.store, place.blobs)
+    except OSError as error:
+        raise StoreError(f"{place.blobs.folder} can't be written") from error
+    return {
+        "threads": deleted.threads,
+        "steps": deleted.steps,
+        "messages": deleted.messages,
+        "blobs": len(deleted.blobs),
+    }

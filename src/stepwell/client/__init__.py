@@ -1,15 +1,17 @@
 """Reading and writing what was recorded: `Client`, `AsyncClient`, and what they return."""
 
 from stepwell.client._async import AsyncClient
-from stepwell.client._filters import ScoreFilters, StepFilters, ThreadFilters
+from stepwell.client._filters import RollupFilters, ScoreFilters, StepFilters, ThreadFilters
 from stepwell.client._models import (
     Added,
     Attachment,
     Changes,
+    Deleted,
     Found,
     FullStep,
     Generation,
     Refused,
+    Rollup,
     Run,
     Score,
     Stats,
@@ -17,6 +19,7 @@ from stepwell.client._models import (
     StepError,
     Thread,
     ThreadDetail,
+    ThreadUser,
     Usage,
     User,
 )
@@ -32,11 +35,14 @@ __all__ = [
     "Attachment",
     "Changes",
     "Client",
+    "Deleted",
     "Found",
     "FullStep",
     "Generation",
     "Page",
     "Refused",
+    "Rollup",
+    "RollupFilters",
     "Run",
     "Score",
     "ScoreFilter",
@@ -48,6 +54,7 @@ __all__ = [
     "Thread",
     "ThreadDetail",
     "ThreadFilters",
+    "ThreadUser",
     "Usage",
     "User",
 ]

@@ -11,24 +11,28 @@ from typing import Final, Literal, Protocol, Self, TypeVar, Unpack
 from anyio import to_thread
 
 import stepwell.client._requests as ask
-from stepwell.client._filters import ScoreFilters, StepFilters, ThreadFilters
+from stepwell.client._adding import Record, batches, together
+from stepwell.client._filters import RollupFilters, ScoreFilters, StepFilters, ThreadFilters
 from stepwell.client._http import AsyncHttp
 from stepwell.client._local import Local
 from stepwell.client._models import (
     Added,
     Changes,
+    Deleted,
     Found,
     FullStep,
+    Rollup,
     Run,
     Score,
     Stats,
     Step,
     Thread,
     ThreadDetail,
+    User,
 )
 from stepwell.client._pages import AsyncPage, AsyncPages
 from stepwell.client._pieces import Lines, Saving
-from stepwell.client._requests import Download, Paging, Record, Request
+from stepwell.client._requests import Download, Paging, Request
 from stepwell.client._sync import is_url
 from stepwell.errors import ClosedError, UsageError
 from stepwell.store import Order, Store
@@ -167,6 +171,10 @@ class AsyncClient:
         """List scores by their creation, also those of steps that are not known."""
         return self._pages(ask.scores(filters, limit, order), cursor)
 
+    def users(self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc") -> AsyncPages[User]:
+        """List users by their latest step, with the sums of all their steps."""
+        return self._pages(ask.users(limit, order), cursor)
+
     # -- one thing
 
     async def step(self, id: str) -> FullStep:
@@ -197,6 +205,10 @@ class AsyncClient:
         """Count what there is; this reads all of it."""
         return await self._run(ask.stats())
 
+    async def rollups(self, **filters: Unpack[RollupFilters]) -> list[Rollup]:
+        """Sum steps by hour, day or over all time, and by fields, oldest first; times without steps are left out."""
+        return await self._run(ask.rollups(filters))
+
     # -- writing
 
     async def score(
@@ -223,7 +235,19 @@ class AsyncClient:
 
     async def add(self, records: Iterable[Record]) -> Added:
         """Add records: lines of JSON, mappings, or `stepwell.model` records. Those added before change nothing."""
-        return ask.together([await self._run(batch) for batch in ask.batches(records)])
+        return together([await self._run(batch) for batch in batches(records)])
+
+    async def delete_thread(self, id: str) -> Deleted:
+        """Delete a thread, its steps, their scores and attachments of no other step; a key needs the scope admin."""
+        return await self._run(ask.delete_thread(id))
+
+    async def delete_run(self, id: str) -> Deleted:
+        """Delete the run that a step is of: all steps of its trace, and those below its root."""
+        return await self._run(ask.delete_run(id))
+
+    async def delete_user(self, user: str) -> Deleted:
+        """Delete the threads of a user (identifier or id) and all runs with a step of the user."""
+        return await self._run(ask.delete_user(user))
 
     # -- bytes
 

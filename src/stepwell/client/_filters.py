@@ -14,16 +14,29 @@ from typing_extensions import TypedDict
 from stepwell._checks import shown
 from stepwell._vocabulary import ScoreType, Status, StepType
 from stepwell.errors import UsageError
-from stepwell.store import MAX_PAGE, Feedback, Scalar, ScoreFilter, ScoreQuery, StepFilter, ThreadFilter
+from stepwell.store import (
+    MAX_PAGE,
+    Dimension,
+    Every,
+    Feedback,
+    RollupQuery,
+    Scalar,
+    ScoreFilter,
+    ScoreQuery,
+    StepFilter,
+    ThreadFilter,
+)
 
 __all__ = [
     "Query",
+    "RollupFilters",
     "ScoreFilters",
     "StepFilters",
     "ThreadFilters",
     "Time",
     "check_page",
     "query_of",
+    "rollup_query",
     "score_query",
     "step_filter",
     "thread_filter",
@@ -115,9 +128,30 @@ class ScoreFilters(TypedDict, total=False):
     until: Time | None
 
 
+class RollupFilters(TypedDict, total=False):
+    """Which steps are summed, and by what.
+
+    `by` are fields that the steps of a sum have in common; `every` is hour or day (UTC), or None for all time together.
+    `since` (inclusive) and `until` (exclusive) are about the step's start. The other fields must be equal.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    by: Sequence[Dimension]
+    every: Every | None
+    since: Time | None
+    until: Time | None
+    type: str | None
+    name: str | None
+    model: str | None
+    user: str | None
+    environment: str | None
+
+
 _steps: Final = TypeAdapter[StepFilters](StepFilters)
 _threads: Final = TypeAdapter[ThreadFilters](ThreadFilters)
 _scores: Final = TypeAdapter[ScoreFilters](ScoreFilters)
+_rollups: Final = TypeAdapter[RollupFilters](RollupFilters)
 
 
 def step_filter(given: StepFilters) -> StepFilter:
@@ -138,6 +172,11 @@ def thread_filter(given: ThreadFilters) -> ThreadFilter:
 def score_query(given: ScoreFilters) -> ScoreQuery:
     """Return the store's filter. Raises `UsageError` that names what is wrong."""
     return ScoreQuery(**_checked(_scores, given))
+
+
+def rollup_query(given: RollupFilters) -> RollupQuery:
+    """Return the store's query. Raises `UsageError` that names what is wrong."""
+    return RollupQuery(**_checked(_rollups, given))
 
 
 def check_page(limit: int, order: str) -> None:
@@ -173,7 +212,7 @@ def _time(name: str, value: Time | None) -> int | None:
     return value
 
 
-def query_of(filter: StepFilter | ThreadFilter | ScoreQuery) -> Query:
+def query_of(filter: StepFilter | ThreadFilter | ScoreQuery | RollupQuery) -> Query:
     """Return a filter as a URL's query."""
     query: Query = []
     for each in fields(filter):

@@ -21,10 +21,12 @@ __all__ = [
     "Added",
     "Attachment",
     "Changes",
+    "Deleted",
     "Found",
     "FullStep",
     "Generation",
     "Refused",
+    "Rollup",
     "Run",
     "Score",
     "Stats",
@@ -32,6 +34,7 @@ __all__ = [
     "StepError",
     "Thread",
     "ThreadDetail",
+    "ThreadUser",
     "Usage",
     "User",
     "datetime_of",
@@ -336,7 +339,7 @@ class Thread(_Model):
         return datetime_of(self.created_ns)
 
 
-class User(_Model):
+class ThreadUser(_Model):
     """Who a thread belongs to; `identifier` is the application's own name for the user."""
 
     id: str | None = None
@@ -349,7 +352,7 @@ class ThreadDetail(_Model):
 
     id: str
     name: str | None
-    user: User | None
+    user: ThreadUser | None
     tags: tuple[str, ...]
     metadata: Any
     environment: str | None
@@ -364,6 +367,74 @@ class ThreadDetail(_Model):
     def created_at(self) -> datetime | None:
         """When it was made, in UTC."""
         return datetime_of(self.created_ns)
+
+
+class User(_Model):
+    """A user whom steps name, or whose threads have steps, with their sums. Times are of steps' starts."""
+
+    user: str
+    threads: int = 0
+    steps: int = 0
+    errors: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    first_ns: int | None = None
+    last_ns: int | None = None
+
+    @property
+    def first_at(self) -> datetime | None:
+        """When the first step started, in UTC."""
+        return datetime_of(self.first_ns)
+
+    @property
+    def last_at(self) -> datetime | None:
+        """When the last step started, in UTC."""
+        return datetime_of(self.last_ns)
+
+
+class Rollup(_Model):
+    """The sums of some steps: those that started in the hour or day from `start_ns`, with the fields asked for `by`.
+
+    A field that is None was not asked for, or the steps do not have it. `timed` steps have a duration, of which
+    `duration_ns` is the sum, and of which the percentiles are.
+    """
+
+    start_ns: int | None = None
+    type: str | None = None
+    name: str | None = None
+    model: str | None = None
+    user: str | None = None
+    environment: str | None = None
+    steps: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    pending: int = 0
+    interrupted: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    cached_input_tokens: int = 0
+    cost: float = 0.0
+    timed: int = 0
+    duration_ns: int = 0
+    p50_ns: int | None = None
+    p90_ns: int | None = None
+    p95_ns: int | None = None
+    p99_ns: int | None = None
+
+    @property
+    def start(self) -> datetime | None:
+        """When the hour or day begins, in UTC."""
+        return datetime_of(self.start_ns)
+
+
+class Deleted(_Model):
+    """How much was deleted; `messages` are those that no other step has, `blobs` files that no other step names."""
+
+    threads: int
+    steps: int
+    messages: int
+    blobs: int
 
 
 class Changes(_Model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import quote
@@ -17,48 +17,54 @@ from msgspec import DecodeError, Struct, json, structs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stepwell import model as wire
-from stepwell._answers import Place, keep_score, page_of, thread_in_detail
+from stepwell._answers import Place, keep_score, page_of, remove_run, remove_thread, remove_user, thread_in_detail
 from stepwell._checks import checked_choice, checked_id, checked_tags, shown
 from stepwell.client._filters import (
     Query,
+    RollupFilters,
     ScoreFilters,
     StepFilters,
     ThreadFilters,
     check_page,
     query_of,
+    rollup_query,
     score_query,
     step_filter,
     thread_filter,
 )
 from stepwell.client._models import (
-    Added,
     Changes,
+    Deleted,
     Found,
     FullStep,
-    Refused,
+    Rollup,
     Run,
     Score,
     Stats,
     Step,
     Thread,
     ThreadDetail,
+    User,
 )
 from stepwell.errors import ClientError, UsageError
 from stepwell.model import decode_record, encode_record
-from stepwell.store import Order
+from stepwell.store import Order, Store
+from stepwell.store import Page as StorePage
 
 __all__ = [
     "Download",
     "Listing",
     "Paging",
-    "Record",
     "Request",
     "attachment",
-    "batches",
     "changes",
+    "delete_run",
+    "delete_thread",
+    "delete_user",
     "export",
     "feedback",
     "find",
+    "rollups",
     "runs",
     "score",
     "scores",
@@ -69,16 +75,12 @@ __all__ = [
     "thread",
     "thread_steps",
     "threads",
-    "together",
     "tree",
+    "users",
 ]
 
 T = TypeVar("T")
-Record = bytes | Mapping[str, Any] | wire.Record
 
-NDJSON: Final = "application/x-ndjson"
-_BATCH: Final = 2000  # records, and bytes of them, in one request
-_BATCH_BYTES: Final = 4 * 1024 * 1024
 _PIECE: Final = 64 * 1024
 
 
@@ -138,24 +140,15 @@ class _Page(BaseModel, Generic[T]):
     next_cursor: str | None
 
 
+class _Rollups(BaseModel):
+    items: list[Rollup]
+
+
 class _Tree(BaseModel):
     items: list[Step]
 
 
-class _Line(Struct):
-    line: int
-    id: str | None
-    error: str
-
-
-class _Ingested(Struct):
-    accepted: int
-    duplicates: int
-    rejected: list[_Line]
-
-
 _full: Final = json.Decoder(_Full)
-_ingested: Final = json.Decoder(_Ingested)
 
 
 def _in_path(id: object, what: str) -> str:
@@ -179,49 +172,64 @@ _step_page: Final = _page_reader(_Page[Step])
 _run_page: Final = _page_reader(_Page[Run])
 _thread_page: Final = _page_reader(_Page[Thread])
 _score_page: Final = _page_reader(_Page[Score])
+_user_page: Final = _page_reader(_Page[User])
 _changes: Final = _reader(Changes)
 _found: Final = _reader(Found)
 _stats: Final = _reader(Stats)
 _tree: Final = _reader(_Tree)
+_rollups: Final = _reader(_Rollups)
+_deleted: Final = _reader(Deleted)
 _score: Final = _reader(Score)
 _thread: Final = _reader(ThreadDetail)
-
-
-def _page_query(limit: int, cursor: str | None, order: Order) -> Query:
-    return [("limit", str(limit)), *([] if cursor is None else [("cursor", cursor)]), ("order", order)]
 
 
 # -- lists
 
 
-def steps(given: StepFilters, limit: int, order: Order) -> Paging[Step]:
-    """Ask for steps by start."""
+def _listing(
+    path: str,
+    query: Query,
+    rows: Callable[[Store, dict[str, Any]], StorePage[Any]],
+    read: Callable[[bytes], Listing[T]],
+    *,
+    limit: int,
+    order: Order,
+) -> Paging[T]:
+    """Return what asks for any page of a list; `rows` has it of a store."""
     check_page(limit, order)
-    filter = step_filter(given)
-    query = query_of(filter)
 
-    def page(cursor: str | None) -> Request[Listing[Step]]:
-        def ask(place: Place) -> object:
-            return page_of(place.store.steps(filter, limit=limit, cursor=cursor, order=order))
-
-        return Request("/v1/records/steps", ask, _step_page, query=query + _page_query(limit, cursor, order))
+    def page(cursor: str | None) -> Request[Listing[T]]:
+        at = {"limit": limit, "cursor": cursor, "order": order}
+        said = [(name, str(value)) for name, value in at.items() if value is not None]
+        return Request(path, lambda place: page_of(rows(place.store, at)), read, query=query + said)
 
     return page
+
+
+def steps(given: StepFilters, limit: int, order: Order) -> Paging[Step]:
+    """Ask for steps by start."""
+    filter = step_filter(given)
+    return _listing(
+        "/v1/records/steps",
+        query_of(filter),
+        lambda store, at: store.steps(filter, **at),
+        _step_page,
+        limit=limit,
+        order=order,
+    )
 
 
 def runs(given: StepFilters, limit: int, order: Order) -> Paging[Run]:
     """Ask for top-level runs and steps without a parent, by start."""
-    check_page(limit, order)
     filter = step_filter(given)
-    query = query_of(filter)
-
-    def page(cursor: str | None) -> Request[Listing[Run]]:
-        def ask(place: Place) -> object:
-            return page_of(place.store.runs(filter, limit=limit, cursor=cursor, order=order))
-
-        return Request("/v1/records/runs", ask, _run_page, query=query + _page_query(limit, cursor, order))
-
-    return page
+    return _listing(
+        "/v1/records/runs",
+        query_of(filter),
+        lambda store, at: store.runs(filter, **at),
+        _run_page,
+        limit=limit,
+        order=order,
+    )
 
 
 def thread_steps(thread_id: str, limit: int, order: Order) -> Paging[Step]:
@@ -231,32 +239,33 @@ def thread_steps(thread_id: str, limit: int, order: Order) -> Paging[Step]:
 
 def threads(given: ThreadFilters, limit: int, order: Order) -> Paging[Thread]:
     """Ask for threads by latest activity."""
-    check_page(limit, order)
     filter = thread_filter(given)
-    query = query_of(filter)
-
-    def page(cursor: str | None) -> Request[Listing[Thread]]:
-        def ask(place: Place) -> object:
-            return page_of(place.store.threads(filter, limit=limit, cursor=cursor, order=order))
-
-        return Request("/v1/threads", ask, _thread_page, query=query + _page_query(limit, cursor, order))
-
-    return page
+    return _listing(
+        "/v1/threads",
+        query_of(filter),
+        lambda store, at: store.threads(filter, **at),
+        _thread_page,
+        limit=limit,
+        order=order,
+    )
 
 
 def scores(given: ScoreFilters, limit: int, order: Order) -> Paging[Score]:
     """Ask for scores by creation."""
-    check_page(limit, order)
     filter = score_query(given)
-    query = query_of(filter)
+    return _listing(
+        "/v1/scores",
+        query_of(filter),
+        lambda store, at: store.scores(filter, **at),
+        _score_page,
+        limit=limit,
+        order=order,
+    )
 
-    def page(cursor: str | None) -> Request[Listing[Score]]:
-        def ask(place: Place) -> object:
-            return page_of(place.store.scores(filter, limit=limit, cursor=cursor, order=order))
 
-        return Request("/v1/scores", ask, _score_page, query=query + _page_query(limit, cursor, order))
-
-    return page
+def users(limit: int, order: Order) -> Paging[User]:
+    """Ask for users by latest step."""
+    return _listing("/v1/users", [], lambda store, at: store.users(**at), _user_page, limit=limit, order=order)
 
 
 # -- one thing
@@ -321,6 +330,18 @@ def stats() -> Request[Stats]:
     return Request("/v1/stats", lambda place: place.store.stats(), _stats)
 
 
+def rollups(given: RollupFilters) -> Request[list[Rollup]]:
+    """Ask for sums of steps."""
+    query = rollup_query(given)
+    asked = query_of(query) if query.every else [*query_of(query), ("every", "all")]
+    return Request(
+        "/v1/rollups",
+        lambda place: {"items": place.store.rollups(query)},
+        lambda body: _rollups(body).items,
+        query=asked,
+    )
+
+
 # -- what is written
 
 
@@ -373,58 +394,22 @@ def feedback(step_id: str, label: str, comment: str | None) -> Request[Score]:
     return score(step_id, "feedback", value, label=label, comment=comment, type="HUMAN", tags=None)
 
 
-def batches(records: Iterable[Record]) -> Iterator[Request[Added]]:
-    """Ask to keep records, some at a time; the places of those refused are among all."""
-    frames: list[bytes] = []
-    first = size = 0
-    for record in records:
-        frame = _frame(record, first + len(frames))
-        if frames and (len(frames) >= _BATCH or size + len(frame) > _BATCH_BYTES):
-            yield _batch(frames, first)
-            first += len(frames)
-            frames, size = [], 0
-        frames.append(frame)
-        size += len(frame)
-    if frames:
-        yield _batch(frames, first)
+def delete_thread(id: str) -> Request[Deleted]:
+    """Ask to delete a thread."""
+    path = f"/v1/threads/{_in_path(id, 'thread id')}"
+    return Request(path, lambda place: remove_thread(place, id), _deleted, method="DELETE")
 
 
-def _frame(record: Record, index: int) -> bytes:
-    if isinstance(record, bytes):
-        frame = record.replace(b"\n", b" ")  # between values: in a string it is written \\n
-    else:
-        try:
-            frame = json.encode(record)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"record {index} can't be written as JSON: {error}") from error
-    if not frame.strip():
-        raise UsageError(f"record {index} is empty")
-    return frame
+def delete_run(id: str) -> Request[Deleted]:
+    """Ask to delete the run of a step."""
+    path = f"/v1/records/runs/{_in_path(id, 'step id')}"
+    return Request(path, lambda place: remove_run(place, id), _deleted, method="DELETE")
 
 
-def _batch(frames: list[bytes], first: int) -> Request[Added]:
-    def ask(place: Place) -> object:
-        result = place.store.add(frames)
-        refused = [{"line": each.index, "id": each.id, "error": each.error} for each in result.rejected]
-        return {"accepted": result.accepted, "duplicates": result.duplicates, "rejected": refused}
-
-    def read(body: bytes) -> Added:
-        said = _ingested.decode(body)
-        refused = tuple(Refused(index=first + each.line, id=each.id, error=each.error) for each in said.rejected)
-        return Added(accepted=said.accepted, duplicates=said.duplicates, rejected=refused)
-
-    return Request("/v1/ingest", ask, read, method="POST", body=b"\n".join(frames), type=NDJSON)
-
-
-def together(parts: Iterable[Added]) -> Added:
-    """Return what became of all batches."""
-    accepted = duplicates = 0
-    rejected: tuple[Refused, ...] = ()
-    for part in parts:
-        accepted += part.accepted
-        duplicates += part.duplicates
-        rejected += part.rejected
-    return Added(accepted=accepted, duplicates=duplicates, rejected=rejected)
+def delete_user(user: str) -> Request[Deleted]:
+    """Ask to delete all of a user."""
+    path = f"/v1/users/{_in_path(user, 'user')}"
+    return Request(path, lambda place: remove_user(place, user), _deleted, method="DELETE")
 
 
 # -- what comes in pieces

@@ -8,24 +8,28 @@ from types import TracebackType
 from typing import Literal, Protocol, Self, TypeVar, Unpack
 
 import stepwell.client._requests as ask
-from stepwell.client._filters import ScoreFilters, StepFilters, ThreadFilters
+from stepwell.client._adding import Record, batches, together
+from stepwell.client._filters import RollupFilters, ScoreFilters, StepFilters, ThreadFilters
 from stepwell.client._http import Http
 from stepwell.client._local import Local
 from stepwell.client._models import (
     Added,
     Changes,
+    Deleted,
     Found,
     FullStep,
+    Rollup,
     Run,
     Score,
     Stats,
     Step,
     Thread,
     ThreadDetail,
+    User,
 )
 from stepwell.client._pages import Page
 from stepwell.client._pieces import Lines, Saving
-from stepwell.client._requests import Download, Paging, Record, Request
+from stepwell.client._requests import Download, Paging, Request
 from stepwell.errors import ClosedError, UsageError
 from stepwell.store import Order, Store
 
@@ -156,6 +160,10 @@ class Client:
         """List scores by their creation, also those of steps that are not known."""
         return self._page(ask.scores(filters, limit, order), cursor)
 
+    def users(self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc") -> Page[User]:
+        """List users by their latest step, with the sums of all their steps."""
+        return self._page(ask.users(limit, order), cursor)
+
     # -- one thing
 
     def step(self, id: str) -> FullStep:
@@ -186,6 +194,10 @@ class Client:
         """Count what there is; this reads all of it."""
         return self._run(ask.stats())
 
+    def rollups(self, **filters: Unpack[RollupFilters]) -> list[Rollup]:
+        """Sum steps by hour, day or over all time, and by fields, oldest first; times without steps are left out."""
+        return self._run(ask.rollups(filters))
+
     # -- writing
 
     def score(
@@ -210,7 +222,19 @@ class Client:
 
     def add(self, records: Iterable[Record]) -> Added:
         """Add records: lines of JSON, mappings, or `stepwell.model` records. Those added before change nothing."""
-        return ask.together(self._run(batch) for batch in ask.batches(records))
+        return together(self._run(batch) for batch in batches(records))
+
+    def delete_thread(self, id: str) -> Deleted:
+        """Delete a thread, its steps, their scores and attachments of no other step; a key needs the scope admin."""
+        return self._run(ask.delete_thread(id))
+
+    def delete_run(self, id: str) -> Deleted:
+        """Delete the run that a step is of: all steps of its trace, and those below its root."""
+        return self._run(ask.delete_run(id))
+
+    def delete_user(self, user: str) -> Deleted:
+        """Delete the threads of a user (identifier or id) and all runs with a step of the user."""
+        return self._run(ask.delete_user(user))
 
     # -- bytes
 

@@ -5,7 +5,7 @@ Answers are encoded from the store's own structs, not by these models; the suite
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path, Query, Response
 from msgspec import DecodeError, Struct, json, structs
@@ -15,8 +15,12 @@ from stepwell._vocabulary import MAX_ID_CHARACTERS, ScoreType
 from stepwell.model import Score, Status, StepType
 from stepwell.store import (
     MAX_PAGE,
+    Dimension,
+    Every,
     Feedback,
     Order,
+    Rollup,
+    RollupQuery,
     RunRow,
     Scalar,
     ScoreFilter,
@@ -25,11 +29,15 @@ from stepwell.store import (
     StepRow,
     ThreadFilter,
     ThreadRow,
+    UserRow,
 )
 
 __all__ = [
+    "DeletedCounts",
     "Id",
     "Listed",
+    "RollupListQuery",
+    "Rollups",
     "RunPage",
     "ScoreItem",
     "ScoreListQuery",
@@ -41,6 +49,8 @@ __all__ = [
     "ThreadListQuery",
     "ThreadPage",
     "ThreadStepsQuery",
+    "UserListQuery",
+    "UserPage",
     "answer",
 ]
 
@@ -64,6 +74,8 @@ StepItem: Final = _model_of(StepRow, "Step")
 ScoreItem: Final = _model_of(Score, "Score")
 _Run: Final = _model_of(RunRow, "Run")
 _Thread: Final = _model_of(ThreadRow, "Thread")
+_User: Final = _model_of(UserRow, "User")
+_Rollup: Final = _model_of(Rollup, "Rollup")
 
 
 class ThreadPage(BaseModel):
@@ -92,6 +104,28 @@ class ScorePage(BaseModel):
 
     items: list[ScoreItem]  # type: ignore[valid-type]
     next_cursor: str | None
+
+
+class UserPage(BaseModel):
+    """Users in order of their latest step."""
+
+    items: list[_User]  # type: ignore[valid-type]
+    next_cursor: str | None
+
+
+class Rollups(BaseModel):
+    """Sums of steps, oldest first; hours and days without any are left out."""
+
+    items: list[_Rollup]  # type: ignore[valid-type]
+
+
+class DeletedCounts(BaseModel):
+    """How much was deleted; `messages` are those that no other step has, `blobs` files that no other step names."""
+
+    threads: int
+    steps: int
+    messages: int
+    blobs: int
 
 
 class Listed(BaseModel):
@@ -215,6 +249,35 @@ class ThreadStepsQuery(Listed):
     def filter(self, thread_id: str) -> StepFilter:
         """Return the store's filter."""
         return StepFilter(thread_id=thread_id, type=self.type or None, status=self.status, tag=self.tag or ())
+
+
+class UserListQuery(Listed):
+    """Which page of users."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RollupListQuery(BaseModel):
+    """Which steps are summed, and by what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    by: list[Dimension] | None = Field(default=None, description="Fields that the steps of a sum have in common.")
+    every: Every | Literal["all"] = Field(default="day", description="Hour or day (UTC), or all time together.")
+    since_ns: _Since = None
+    until_ns: _Until = None
+    type: str | None = None
+    name: str | None = None
+    model: str | None = None
+    user: str | None = None
+    environment: str | None = None
+
+    def filter(self) -> RollupQuery:
+        """Return the store's query."""
+        said: dict[str, Any] = {name: getattr(self, name) for name in RollupQuery.__dataclass_fields__}
+        said["by"] = self.by or ()
+        said["every"] = None if self.every == "all" else self.every
+        return RollupQuery(**said)
 
 
 class ScoreListQuery(Listed):

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from stepwell._answers import page_of
+from stepwell._answers import Place, page_of, remove_run
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import encode_record
-from stepwell.server._access import InStore
-from stepwell.server._shapes import Id, RunPage, StepItem, StepListQuery, StepPage, StepQuery, answer
+from stepwell.server._access import InStore, require
+from stepwell.server._shapes import DeletedCounts, Id, RunPage, StepItem, StepListQuery, StepPage, StepQuery, answer
 from stepwell.store import MAX_PAGE
 
 __all__ = ["router"]
@@ -47,7 +47,7 @@ class IdsQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    ids: list[str] = Field(max_length=MAX_PAGE, description="In this order.")
+    ids: list[WantedId] = Field(min_length=1, max_length=MAX_PAGE, description="In this order.")
 
 
 class ChangesQuery(BaseModel):
@@ -131,6 +131,12 @@ def changes(store: InStore, query: Annotated[ChangesQuery, Query()]) -> Response
 def retrieve_step(store: InStore, step_id: Id) -> Response:
     """Return one whole step, payloads included."""
     return Response(encode_record(store.step(step_id)), media_type="application/json")
+
+
+@router.delete("/runs/{step_id:path}", response_model=DeletedCounts)
+def delete_run(place: Annotated[Place, Depends(require("admin"))], step_id: Id) -> Response:
+    """Delete the run that a step is of: all steps of its trace, and those below its root."""
+    return answer(remove_run(place, step_id))
 
 
 @router.get("/tree/{step_id:path}", response_model=Tree)

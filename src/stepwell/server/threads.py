@@ -1,4 +1,4 @@
-"""Threads, their steps, scores and counts: what our own client and the viewer read.
+"""Threads, users, scores and counts: what our own client and the viewer read, and what an admin deletes.
 
 Lists are pages: `{"items": [...], "next_cursor": ...}`, where the cursor is the store's, opaque, and null at the end.
 What is not known of an item is absent. Times are nanoseconds since the Unix epoch.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import uuid
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stepwell._answers import keep_score, page_of, thread_in_detail
+from stepwell._answers import Place, keep_score, page_of, remove_thread, remove_user, thread_in_detail
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import Score
-from stepwell.server._access import InStore
+from stepwell.server._access import InStore, require
 from stepwell.server._letta_models import Text
 from stepwell.server._shapes import (
+    DeletedCounts,
     Id,
+    RollupListQuery,
+    Rollups,
     ScoreItem,
     ScoreListQuery,
     ScorePage,
@@ -26,12 +29,16 @@ from stepwell.server._shapes import (
     ThreadListQuery,
     ThreadPage,
     ThreadStepsQuery,
+    UserListQuery,
+    UserPage,
     answer,
 )
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/v1")
+
+InAdmin = Annotated[Place, Depends(require("admin"))]
 
 
 class ThreadUser(BaseModel):
@@ -111,6 +118,30 @@ def list_thread_steps(store: InStore, thread_id: Id, query: Annotated[ThreadStep
 def retrieve_thread(store: InStore, thread_id: Id) -> Response:
     """Return a thread, also one known only by its steps."""
     return answer(thread_in_detail(store, thread_id))
+
+
+@router.delete("/threads/{thread_id:path}", response_model=DeletedCounts, tags=["threads"])
+def delete_thread(place: InAdmin, thread_id: Id) -> Response:
+    """Delete a thread and its steps."""
+    return answer(remove_thread(place, thread_id))
+
+
+@router.get("/users", response_model=UserPage, tags=["users"])
+def list_users(store: InStore, query: Annotated[UserListQuery, Query()]) -> Response:
+    """List users by their latest step, with the sums of all their steps."""
+    return answer(page_of(store.users(**query.page())))
+
+
+@router.delete("/users/{user:path}", response_model=DeletedCounts, tags=["users"])
+def delete_user(place: InAdmin, user: Id) -> Response:
+    """Delete the threads of a user, named by identifier or id, and all runs with a step of the user."""
+    return answer(remove_user(place, user))
+
+
+@router.get("/rollups", response_model=Rollups, tags=["stats"])
+def rollups(store: InStore, query: Annotated[RollupListQuery, Query()]) -> Response:
+    """Sum steps by time and by fields, up to 100,000 sums."""
+    return answer({"items": store.rollups(query.filter())})
 
 
 @router.get("/scores", response_model=ScorePage, tags=["scores"])
