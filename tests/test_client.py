@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
@@ -115,6 +116,7 @@ def fill(home: Path) -> None:
     folder = home / "blobs" / PICTURE_SHA256[:2]
     folder.mkdir(parents=True)
     (folder / PICTURE_SHA256).write_bytes(PICTURE)
+    os.utime(folder / PICTURE_SHA256, (1, 1))  # long ago: one just put is left for a while
 
 
 GENERATION = {
@@ -233,6 +235,9 @@ def ids(items: list[Any]) -> list[str]:
         ({"max_duration_ns": -1, "type": "llm"}, ["llm-1"]),
         ({"min_tokens": 10, "max_tokens": 10}, ["llm-1"]),
         ({"min_cost": 0.0}, []),
+        ({"text": "hello"}, ["llm-1"]),
+        ({"text": "hel* -absent", "type": "llm"}, ["llm-1"]),
+        ({"text": "absent"}, []),
         ({"type": None, "name": None, "tag": (), "since": None, "has_error": None, "ids": ["failed"]}, ["failed"]),
     ],
 )
@@ -391,6 +396,12 @@ def test_attachments_are_read_and_written_to_files(clients: list[Sync | Async], 
         ),
         (
             "steps",
+            [],
+            {"metadata": {"a..b": 1}},
+            ("UsageError", "metadata path 'a..b': expected keys joined by dots, without quotation marks"),
+        ),
+        (
+            "export",
             [],
             {"metadata": {"a..b": 1}},
             ("UsageError", "metadata path 'a..b': expected keys joined by dots, without quotation marks"),

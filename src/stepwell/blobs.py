@@ -144,14 +144,6 @@ class BlobStore:
             raise NotFoundError(f"no blob {sha256}")
         return target
 
-    def remove(self, sha256: str) -> bool:
-        """Remove a blob; say whether it was here. Raises `OSError`."""
-        try:
-            self._target(sha256).unlink()
-        except FileNotFoundError:
-            return False
-        return True
-
     def _target(self, digest: str) -> Path:
         return self.folder / digest[:2] / digest
 

@@ -91,6 +91,7 @@ class StepFilters(TypedDict, total=False):
     min_cost: float | None
     max_cost: float | None
     root_only: bool
+    text: str | None
 
 
 class ThreadFilters(TypedDict, total=False):
@@ -102,6 +103,7 @@ class ThreadFilters(TypedDict, total=False):
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
+    id: str | None
     name: str | None
     user: str | None
     tag: str | Sequence[str]

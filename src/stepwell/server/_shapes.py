@@ -188,6 +188,7 @@ class StepQuery(BaseModel):
     min_cost: _Number = None
     max_cost: _Number = None
     root_only: bool = False
+    text: str | None = Field(default=None, description='Words (all of them), "a phrase", begin*, and -not.')
 
     @field_validator("metadata")
     @classmethod
@@ -223,6 +224,7 @@ class ThreadListQuery(Listed):
 
     model_config = ConfigDict(extra="forbid")
 
+    id: str | None = None
     name: str | None = None
     user: str | None = Field(default=None, description="The user's identifier or id.")
     tag: list[str] | None = Field(default=None, description="All of them.")
@@ -233,7 +235,8 @@ class ThreadListQuery(Listed):
     def filter(self) -> ThreadFilter:
         """Return the store's filter."""
         said: dict[str, Any] = {name: getattr(self, name) for name in ThreadFilter.__dataclass_fields__}
-        return ThreadFilter(**{**said, "tag": self.tag or ()})
+        said["tag"] = self.tag or ()
+        return ThreadFilter(**said)
 
 
 class ThreadStepsQuery(Listed):
