@@ -67,6 +67,7 @@ ORDER = [
     "store._rollups",
     "store._texts",
     "store._search",
+    "store._snippets",
     "store._export",
     "store._tree",
     "store._visits",

@@ -297,7 +297,7 @@ def test_retention_is_by_the_time_of_day(home: Path) -> None:
     for job in jobs_of(Retention()):
         job.run(place)
     assert (len(store.steps().items), len(blobs_of(home))) == (3, 3)
-    retention, blobs = jobs_of(Retention(keep_ns=30 * DAY_NS), clock=lambda: time.time_ns() - 20 * DAY_NS)
+    retention, blobs, _ = jobs_of(Retention(keep_ns=30 * DAY_NS), clock=lambda: time.time_ns() - 20 * DAY_NS)
     retention.run(place)
     assert [row.id for row in store.steps().items] == ["new-run"]
     blobs.run(place)

@@ -615,6 +615,13 @@ def test_steps_are_summed(clients: list[Sync | Async]) -> None:
     assert same(clients, "rollups", by=["odd"])[0] == "UsageError"
 
 
+def test_steps_are_searched_and_the_place_is_told(clients: list[Sync | Async]) -> None:
+    (hit,) = same(clients, "search", "hello", type="llm")
+    assert (hit.step.id, hit.snippet) == ("llm-1", "Hello")
+    assert same(clients, "search", "absent") == []
+    assert same(clients, "search", "")[0] == "UsageError"
+
+
 def test_a_thread_is_deleted_with_its_attachment(ask: Sync | Async, tmp_path: Path) -> None:
     assert ask("delete_thread", "t-1") == cl.Deleted(threads=1, steps=2, messages=0, blobs=1)
     for name, id in (("thread", "t-1"), ("step", "llm-1"), ("attachment", PICTURE_SHA256), ("delete_thread", "t-1")):

@@ -22,7 +22,8 @@ from msgspec import json
 
 from stepwell.errors import StoreError
 from stepwell.model import decode_record, encode_record
-from stepwell.store import AddResult, Deleted, _schema, open_store
+from stepwell.store import AddResult, Deleted, open_store
+from stepwell.store._migrations import MIGRATIONS
 from stepwell.store._spans import united, without
 from stepwell.store._write import Intake
 from stepwell.store.sqlite import SqliteStore
@@ -322,23 +323,14 @@ def test_a_process_killed_while_it_deletes_leaves_a_whole_store(path: Path) -> N
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_older_versions_wrote_is_deleted_with_all_that_is_its(path: Path, version: int) -> None:
-    made = SqliteStore(path)
     blob = {"sha256": "cd" * 32}
     frames = [*conversation("gone", 30), *conversation("kept", 30)]
     frames.append(json.encode({"kind": "step", "id": "b", "thread_id": "gone", "output": blob}))
-    if version == 2:
-        made.add(frames)
-    made.close()
-    db = sqlite3.connect(path)
-    for name in ("state", "pack_contents", "step_blobs", "loose_blobs", "loose_messages"):
-        db.execute(f"DROP TABLE {name}")
-    db.execute("DROP INDEX payload_refs")
-    if version == 1:
-        db.executescript("DROP VIEW step_messages; DROP TABLE packs; DROP TABLE messages; DROP TABLE payload;")
-        for table in ("steps", "step_tags", "scores", "threads"):
-            db.execute(f"DROP TABLE {table}")
-        for statement in _schema._VERSION_1:
+    db = sqlite3.connect(path, isolation_level=None)
+    for statements in MIGRATIONS[:version]:
+        for statement in statements:
             db.execute(statement)
+    if version == 1:
         for number, frame in enumerate(frames, start=1):
             step = json.decode(frame)
             db.execute(
@@ -350,8 +342,16 @@ def test_what_older_versions_wrote_is_deleted_with_all_that_is_its(path: Path, v
                 (number, *(text_of(step, name) for name in ("generation", "output")), step.get("sdk")),
             )
         db.execute("INSERT INTO threads (id) VALUES ('gone'), ('kept')")
+    else:
+        newer = path.with_name("newer.db")
+        made = SqliteStore(newer)
+        made.add(frames)
+        made.close()
+        db.execute("ATTACH ? AS newer", (str(newer),))
+        for table in ("steps", "payload", "messages", "packs", "step_tags", "scores", "threads"):
+            names = ", ".join(f'"{name}"' for _, name, *_ in db.execute(f"PRAGMA main.table_info({table})"))
+            db.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM newer.{table}")
     db.execute(f"PRAGMA user_version = {version}")
-    db.commit()
     db.close()
     store = SqliteStore(path)
     assert store.check() == []

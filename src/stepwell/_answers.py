@@ -5,15 +5,26 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from msgspec import UNSET, structs
+from msgspec import UNSET, Struct, structs
 
 from stepwell._unused_blobs import remove_unused
 from stepwell.blobs import BlobStore
 from stepwell.errors import StoreError, UsageError
 from stepwell.model import Score, ScoreRecord, encode_record
-from stepwell.store import Deleted, Page, Store, ThreadFilter, ThreadRow
+from stepwell.store import Deleted, Page, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
+from stepwell.store._snippets import snippet_of
 
-__all__ = ["Place", "keep_score", "page_of", "remove_run", "remove_thread", "remove_user", "thread_in_detail"]
+__all__ = [
+    "Hit",
+    "Place",
+    "keep_score",
+    "page_of",
+    "remove_run",
+    "remove_thread",
+    "remove_user",
+    "search",
+    "thread_in_detail",
+]
 
 
 class Place(NamedTuple):
@@ -26,6 +37,21 @@ class Place(NamedTuple):
 def page_of(page: Page[Any]) -> dict[str, object]:
     """Return a page as it is sent."""
     return {"items": page.items, "next_cursor": page.next_cursor}
+
+
+class Hit(Struct):
+    """A found step, and the text around the first place where its words stand."""
+
+    step: StepRow
+    snippet: str | None
+
+
+def search(store: Store, filter: StepFilter, at: dict[str, Any]) -> Page[Hit]:
+    """Return a page of the steps that `filter.text` finds, each with where; only these are read whole."""
+    page = store.steps(filter, **at)
+    whole = {step.id: step for step in store.steps_in_full([row.id for row in page.items])}
+    hits = [Hit(row, snippet_of(whole[row.id], filter.text or "") if row.id in whole else None) for row in page.items]
+    return Page(hits, page.next_cursor)
 
 
 def thread_in_detail(store: Store, id: str) -> dict[str, object]:

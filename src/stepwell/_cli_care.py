@@ -28,6 +28,7 @@ from stepwell.store._loose import hashes_in
 
 __all__ = ["age_ns", "backup", "remove", "size_bytes", "vacuum"]
 
+_REBUILD_S: Final = 60.0  # for the index of words, which a vacuum throws away; the rest is for whoever searches
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 
@@ -92,6 +93,7 @@ def vacuum(source: Source, keep_ns: int | None, max_bytes: int | None, out: Outp
         before_ns = None if keep_ns is None else max(time.time_ns() - keep_ns, 0)
         expired = store.expire(before_ns=before_ns, max_bytes=max_bytes)
         store.vacuum()
+        store.catch_up(_REBUILD_S)
         _tell(expired, store, blobs, before, out)
 
 

@@ -21,6 +21,7 @@ from stepwell.client._models import (
     Deleted,
     Found,
     FullStep,
+    Hit,
     Rollup,
     Run,
     Score,
@@ -146,6 +147,19 @@ class AsyncClient:
     ) -> AsyncPages[Step]:
         """List steps by their start, `limit` (1 to 1000) a page: `await` gives a page, `async for` all steps."""
         return self._pages(ask.steps(filters, limit, order), cursor)
+
+    def search(
+        self,
+        text: str,
+        /,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        order: Order = "desc",
+        **filters: Unpack[StepFilters],
+    ) -> AsyncPages[Hit]:
+        """List the steps that hold words, and where, by their start, as `steps` does."""
+        return self._pages(ask.search(text, filters, limit, order), cursor)
 
     def runs(
         self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc", **filters: Unpack[StepFilters]

@@ -25,6 +25,7 @@ __all__ = [
     "Found",
     "FullStep",
     "Generation",
+    "Hit",
     "Refused",
     "Rollup",
     "Run",
@@ -128,6 +129,15 @@ class Step(_Timed):
     ttft_ns: int | None = None
     request_id: str | None = None
     feedback: Literal["positive", "negative"] | None = None
+
+
+class Hit(_Model):
+    """A step that a search found. `snippet` is the text around the first place where its words stand, on one line;
+    None where they stand in another form, or in a message that came with an earlier step.
+    """
+
+    step: Step
+    snippet: str | None = None
 
 
 class Run(Step):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stepwell import model as wire
 from stepwell._answers import Place, keep_score, page_of, remove_run, remove_thread, remove_user, thread_in_detail
+from stepwell._answers import search as search_in
 from stepwell._checks import checked_choice, checked_id, checked_tags, shown
 from stepwell.client._filters import (
     Query,
@@ -37,6 +38,7 @@ from stepwell.client._models import (
     Deleted,
     Found,
     FullStep,
+    Hit,
     Rollup,
     Run,
     Score,
@@ -68,6 +70,7 @@ __all__ = [
     "runs",
     "score",
     "scores",
+    "search",
     "stats",
     "step",
     "steps",
@@ -172,6 +175,7 @@ _step_page: Final = _page_reader(_Page[Step])
 _run_page: Final = _page_reader(_Page[Run])
 _thread_page: Final = _page_reader(_Page[Thread])
 _score_page: Final = _page_reader(_Page[Score])
+_hit_page: Final = _page_reader(_Page[Hit])
 _user_page: Final = _page_reader(_Page[User])
 _changes: Final = _reader(Changes)
 _found: Final = _reader(Found)
@@ -227,6 +231,19 @@ def runs(given: StepFilters, limit: int, order: Order) -> Paging[Run]:
         query_of(filter),
         lambda store, at: store.runs(filter, **at),
         _run_page,
+        limit=limit,
+        order=order,
+    )
+
+
+def search(text: str, given: StepFilters, limit: int, order: Order) -> Paging[Hit]:
+    """Ask for the steps that hold words, by start, and where."""
+    filter = step_filter({**given, "text": text})
+    return _listing(
+        "/v1/search",
+        query_of(filter),
+        lambda store, at: search_in(store, filter, at),
+        _hit_page,
         limit=limit,
         order=order,
     )

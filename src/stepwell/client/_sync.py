@@ -18,6 +18,7 @@ from stepwell.client._models import (
     Deleted,
     Found,
     FullStep,
+    Hit,
     Rollup,
     Run,
     Score,
@@ -135,6 +136,19 @@ class Client:
     ) -> Page[Step]:
         """List steps by their start, `limit` (1 to 1000) a page; iterate over the page for those of all pages."""
         return self._page(ask.steps(filters, limit, order), cursor)
+
+    def search(
+        self,
+        text: str,
+        /,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+        order: Order = "desc",
+        **filters: Unpack[StepFilters],
+    ) -> Page[Hit]:
+        """List the steps that hold words, and where, by their start, as `steps` does."""
+        return self._page(ask.search(text, filters, limit, order), cursor)
 
     def runs(
         self, *, limit: int = 50, cursor: str | None = None, order: Order = "desc", **filters: Unpack[StepFilters]

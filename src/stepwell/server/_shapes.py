@@ -34,6 +34,7 @@ from stepwell.store import (
 
 __all__ = [
     "DeletedCounts",
+    "HitPage",
     "Id",
     "Listed",
     "RollupListQuery",
@@ -42,6 +43,7 @@ __all__ = [
     "ScoreItem",
     "ScoreListQuery",
     "ScorePage",
+    "SearchQuery",
     "StepItem",
     "StepListQuery",
     "StepPage",
@@ -89,6 +91,20 @@ class StepPage(BaseModel):
     """Steps in order of their start."""
 
     items: list[StepItem]  # type: ignore[valid-type]
+    next_cursor: str | None
+
+
+class HitItem(BaseModel):
+    """A step that was found, and the words around the first place where it was, on one line."""
+
+    step: StepItem  # type: ignore[valid-type]
+    snippet: str | None = Field(description="Null where the words stand in another form, or in an older message.")
+
+
+class HitPage(BaseModel):
+    """Found steps in order of their start."""
+
+    items: list[HitItem]
     next_cursor: str | None
 
 
@@ -217,6 +233,12 @@ _STEP_FILTER: Final = frozenset(StepFilter.__dataclass_fields__)
 
 class StepListQuery(StepQuery, Listed):
     """Which page of which steps."""
+
+
+class SearchQuery(StepListQuery):
+    """Which page of the steps that hold these words."""
+
+    text: str = Field(description='Words (all of them), "a phrase", begin*, and -not.')
 
 
 class ThreadListQuery(Listed):

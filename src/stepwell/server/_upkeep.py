@@ -1,4 +1,5 @@
-"""What the server does of itself from time to time, on one thread: retention, and the files of blobs nobody names.
+"""What the server does of itself from time to time, on one thread: retention, the files of blobs nobody names, and what
+is derived from the records (sums, and the index of words).
 
 What must stay true: an error ends neither the thread nor the other jobs; it is logged and counted. Several servers on
 one store only do the same work twice: each of these jobs may be done beside itself.
@@ -22,6 +23,8 @@ __all__ = ["Job", "Retention", "Upkeep", "jobs_of"]
 
 RETENTION_S: Final = 300.0
 BLOBS_S: Final = 300.0
+DERIVED_S: Final = 1.0
+_TURN_S: Final = 2.0  # how long what is derived may take before the other jobs have their turn
 _CLOSE_S: Final = 1.0
 
 log: Final = logging.getLogger("stepwell.server")
@@ -53,7 +56,14 @@ def jobs_of(retention: Retention, clock: Callable[[], int] = time.time_ns) -> li
     def remove_blobs(place: Place) -> None:
         remove_unused(place.store, place.blobs)
 
-    return [Job("retention", RETENTION_S, expire), Job("blobs", BLOBS_S, remove_blobs)]
+    def derive(place: Place) -> None:
+        place.store.catch_up(_TURN_S)
+
+    return [
+        Job("retention", RETENTION_S, expire),
+        Job("blobs", BLOBS_S, remove_blobs),
+        Job("derived", DERIVED_S, derive),
+    ]
 
 
 class Upkeep:

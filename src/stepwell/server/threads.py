@@ -12,19 +12,21 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stepwell._answers import Place, keep_score, page_of, remove_thread, remove_user, thread_in_detail
+from stepwell._answers import Place, keep_score, page_of, remove_thread, remove_user, search, thread_in_detail
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import Score
 from stepwell.server._access import InStore, require
 from stepwell.server._letta_models import Text
 from stepwell.server._shapes import (
     DeletedCounts,
+    HitPage,
     Id,
     RollupListQuery,
     Rollups,
     ScoreItem,
     ScoreListQuery,
     ScorePage,
+    SearchQuery,
     StepPage,
     ThreadListQuery,
     ThreadPage,
@@ -169,6 +171,12 @@ def add_score(store: InStore, score: NewScore) -> Response:
         ),
         201,
     )
+
+
+@router.get("/search", response_model=HitPage, tags=["search"])
+def find_steps(store: InStore, query: Annotated[SearchQuery, Query()]) -> Response:
+    """List the steps that hold these words, and meet the other conditions, by their start."""
+    return answer(page_of(search(store, query.filter(), query.page())))
 
 
 @router.get("/stats", response_model=Stats, tags=["stats"])

@@ -30,7 +30,7 @@ from stepwell.store._packs import PackReader
 from stepwell.store._query import Keyset, select_steps
 from stepwell.store._texts import match_of, text_of
 
-__all__ = ["among", "index_more", "select_found"]
+__all__ = ["among", "forget_index", "index_more", "select_found"]
 
 MAX_TAIL: Final = 2_000
 _ROWS: Final = 50
@@ -110,8 +110,7 @@ def index_more(db: sqlite3.Connection, turn_s: float) -> bool:
     ends = time.perf_counter() + turn_s
     position, texts = db.execute("SELECT position, texts FROM indexed").fetchone()
     if not _has_index(db) or _is_stale(db, texts):
-        db.execute("DROP TABLE IF EXISTS step_texts")
-        db.execute("DELETE FROM message_steps")
+        forget_index(db)
         db.execute(_CREATE)
         position = texts = 0
     reader, done = _Reader(db), False
@@ -126,6 +125,13 @@ def index_more(db: sqlite3.Connection, turn_s: float) -> bool:
     reader.write_claims()
     db.execute("UPDATE indexed SET position = ?, texts = ?", (position, texts))
     return done
+
+
+def forget_index(db: sqlite3.Connection) -> None:
+    """Throw the index away, with what it still has of steps that are gone; `index_more` makes it anew."""
+    db.execute("DROP TABLE IF EXISTS step_texts")
+    db.execute("DELETE FROM message_steps")
+    db.execute("UPDATE indexed SET position = 0, texts = 0")
 
 
 def _has_index(db: sqlite3.Connection) -> bool:

@@ -18,7 +18,7 @@ from msgspec import DecodeError, json
 
 from stepwell.errors import UsageError
 
-__all__ = ["match_of", "text_of", "words_of"]
+__all__ = ["match_of", "terms_of", "text_of", "words_of"]
 
 MAX_TEXT_CHARACTERS: Final = 262_144  # of a step
 MAX_QUERY_CHARACTERS: Final = 1_000
@@ -83,6 +83,12 @@ def words_of(value: object, *, keys: bool = False) -> Iterator[str]:
 
 def _spaced(text: str) -> str:
     return _CJK.sub(r" \g<0> ", text)
+
+
+def terms_of(query: str) -> list[str]:
+    """Return the words and phrases that a query looks for, as they are written."""
+    found = ((phrase or word).rstrip("*").strip() for minus, phrase, word, _ in _TERM.findall(query) if not minus)
+    return [term for term in found if term]
 
 
 def match_of(query: str) -> str:

@@ -20,6 +20,7 @@ from stepwell.store._connections import Connections
 from stepwell.store._deleting import Deletion, erasing, spans_of_items
 from stepwell.store._loose import loosen_messages
 from stepwell.store._packs import MIN_BATCH_BYTES, PACKED_COLUMNS, Item, PackWriter, read_pack, rewrite_pack
+from stepwell.store._search import forget_index
 
 __all__ = ["backup", "vacuum"]
 
@@ -54,6 +55,8 @@ def vacuum(connections: Connections) -> None:
     last = 0
     while (place := _pack_messages(connections, last)) is not None:
         last = place
+    with connections.writing() as db:
+        forget_index(db)
     connections.vacuum()
 
 
