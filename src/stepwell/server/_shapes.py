@@ -238,7 +238,9 @@ class StepListQuery(StepQuery, Listed):
 class SearchQuery(StepListQuery):
     """Which page of the steps that hold these words."""
 
-    text: str = Field(description='Words (all of them), "a phrase", begin*, and -not.')
+    text: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride] (here it must be given)
+        description='Words (all of them), "a phrase", begin*, and -not.'
+    )
 
 
 class ThreadListQuery(Listed):
