@@ -310,6 +310,19 @@ def test_openllmetry_of_before_the_conventions_is_read() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        ("[1, 2]", "[1, 2]"),
+        ('"quoted"', '"quoted"'),
+        ('[{"type": "text", "text": "Hi"}]', [{"type": "text", "text": "Hi"}]),
+    ],
+)
+def test_text_that_looks_like_json_stays_text(content: str, read: object) -> None:
+    told = step({"llm.request.type": "chat", "gen_ai.prompt.0.role": "user", "gen_ai.prompt.0.content": content})
+    assert told["generation"]["messages"] == [{"role": "user", "content": read}]
+
+
 def test_langfuse_generations_are_read() -> None:
     told = step(
         {
@@ -322,6 +335,7 @@ def test_langfuse_generations_are_read() -> None:
             "langfuse.observation.cost_details": '{"total": 0.5}',
             "langfuse.observation.completion_start_time": '"1970-01-01T00:00:00.500000Z"',
             "langfuse.observation.metadata.k": "v",
+            "langfuse.observation.metadata.reason": '"stop"',
             "langfuse.trace.tags": ["a", "b"],
             "langfuse.trace.name": "talk",
             "langfuse.environment": "staging",
@@ -339,8 +353,7 @@ def test_langfuse_generations_are_read() -> None:
         "environment": "staging",
         "release": "r1",
         "tags": ["a", "b"],
-        "metadata": {"k": "v", "langfuse.trace.name": "talk"},
-        "input": [USER],
+        "metadata": {"k": "v", "reason": "stop", "langfuse.trace.name": "talk"},
         "output": ANSWER,
         "generation": {
             "type": "chat",

@@ -116,7 +116,15 @@ def _usage_of(said: Attributes) -> Usage | None:
             count = next((each for each in counts if isinstance(each, int) and not isinstance(each, bool)), None)
             if getattr(usage, field) is None:
                 setattr(usage, field, count)
+    if raw := said.take_mapping("provider_usage"):
+        _fill_usage(usage, parse_response({"usage": raw}).usage)
     return _with_total(usage)
+
+
+def _fill_usage(usage: Usage, counts: Mapping[str, int]) -> None:
+    for field, count in counts.items():
+        if getattr(usage, field) is None:
+            setattr(usage, field, count)
 
 
 def _with_total(usage: Usage) -> Usage | None:
@@ -195,7 +203,7 @@ def _chat(generation: Generation, said: Attributes, span: Span, given: Said) -> 
     """Fill in what was asked and answered; return input and output as far as they are not the same."""
     asked, answered = _messages_of(said, span, generation)
     told = _take_exchange(generation, said, given)
-    _take_asked(generation, asked, _texts_of(said, "llm.prompts"), told.input)
+    told = told._replace(input=_take_asked(generation, asked, _texts_of(said, "llm.prompts"), told.input))
     completions = _texts_of(said, "llm.choices")
     if completions:
         generation.completion = _one_or_all(completions)
@@ -230,17 +238,36 @@ def _take_exchange(generation: Generation, said: Attributes, given: Said) -> Sai
     return given
 
 
-def _take_asked(generation: Generation, asked: list[Message], prompts: list[Any], given: Raw | UnsetType) -> None:
-    """Fill in messages or prompt; where the span names neither, they are in the request, or are the input."""
+def _take_asked(
+    generation: Generation, asked: list[Message], prompts: list[Any], given: Raw | UnsetType
+) -> Raw | UnsetType:
+    """Fill in messages or prompt; where the span names neither, they are in the request, or are the input.
+
+    Returns the input, unless it says nothing but messages and tools.
+    """
     if not asked and not prompts:
         request = generation.provider_request
         asked = _asked_in(given if request is UNSET else request)
         if not asked:
             generation.prompt = given
+        elif request is UNSET:
+            given = _take_tools(generation, given)
     if asked:
         generation.type, generation.messages = "chat", Raw(_encode(asked))
     elif prompts:
         generation.type, generation.prompt = "completion", _one_or_all(prompts)
+    return given
+
+
+def _take_tools(generation: Generation, given: Raw | UnsetType) -> Raw | UnsetType:
+    """Fill in the tools that stand beside messages; return the input, unless there is nothing else in it."""
+    body = None if given is UNSET else mapping(loads(given))
+    if body is None:
+        return UNSET
+    tools = listing(body.get("tools"))
+    if tools is not None and generation.tools is UNSET:
+        generation.tools = Raw(_encode([_nested_tool(tool) for tool in tools]))
+    return UNSET if body.keys() <= {"messages", "tools"} else given
 
 
 def _messages_of(said: Attributes, span: Span, generation: Generation) -> tuple[list[Message], list[Message]]:
@@ -320,7 +347,11 @@ def _tool_call(call: Mapping[str, Any]) -> Message:
 
 def _legacy(fields: Mapping[str, Any]) -> Message:
     """Return a message of OpenLLMetry's attributes before it took up the GenAI conventions."""
-    message: Message = {"role": fields.get("role", "user"), "content": read_json(fields.get("content"))}
+    content = fields.get("content")
+    parts = listing(read_json(content))
+    if parts and all("type" in (mapping(part) or ()) for part in parts):  # else it is a text that looks like a list
+        content = parts
+    message: Message = {"role": fields.get("role", "user"), "content": content}
     message |= {name: each for name, each in fields.items() if name not in ("role", "content", "tool_calls")}
     if (calls := listing(fields.get("tool_calls"))) is not None:
         message["tool_calls"] = [_tool_call(mapping(call) or {}) for call in calls]
@@ -348,7 +379,7 @@ def _asked_in(payload: Raw | UnsetType) -> list[Message]:
 
 def _request_of(payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
     """Return what was sent to a provider, where the span has it."""
-    if (request := said.take("request")) is not None:
+    if (request := said.take("request")) is not None and (mapping(read_json(request)) or {}).keys() != {"model"}:
         return json_payload(request)
     try:
         request = None if payload is UNSET else _requests.decode(payload)
@@ -382,9 +413,7 @@ def _take_response(generation: Generation, response: Mapping[str, Any]) -> Raw |
         if field in parsed.generation:
             setattr(generation, field, Raw(_encode(parsed.generation[field])))
     usage = generation.usage or Usage()
-    for field, count in parsed.usage.items():
-        if getattr(usage, field) is None:
-            setattr(usage, field, count)
+    _fill_usage(usage, parsed.usage)
     generation.usage = _with_total(usage)
     return UNSET if "message_completion" in parsed.generation else Raw(_encode(parsed.output))
 
@@ -395,6 +424,8 @@ def _take_output(generation: Generation, output: Raw) -> None:
         generation.message_completion = Raw(_encode(answered[0] if len(answered) == 1 else answered))
     elif bytes(output).startswith(b'"'):
         generation.completion = output
+        if generation.type == "chat":
+            generation.message_completion = Raw(b'{"role":"assistant","content":%s}' % bytes(output))
 
 
 # -- embeddings, searches, rankings
