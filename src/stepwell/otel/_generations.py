@@ -14,12 +14,13 @@ from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 
 from stepwell.model import Generation, StepRecord, Usage
 from stepwell.otel._parts import chat_message, chat_messages, listing, loads, mapping
-from stepwell.otel._reading import Attributes, json_payload, nested, read_json
+from stepwell.otel._reading import Attributes, Said, json_payload, nested, read_json
+from stepwell.otel._searches import embedded, found
 from stepwell.otel._spans import Span
 from stepwell.otel._tables import GENERATION, SETTINGS, TOKENS
 from stepwell.responses import parse_response
 
-__all__ = ["EVENTS", "Said", "Told", "generation_of", "told_by_events"]
+__all__ = ["EVENTS", "Told", "generation_of", "told_by_events"]
 
 Message = dict[str, Any]
 EVENTS: Final = {
@@ -38,13 +39,6 @@ _TOKENS_OF_LANGFUSE: Final = {
     "reasoning_tokens": ("output_reasoning_tokens",),
 }
 _encode: Final = json.Encoder().encode
-
-
-class Said(NamedTuple):
-    """Input and output as the span has them."""
-
-    input: Raw | UnsetType
-    output: Raw | UnsetType
 
 
 class Told(NamedTuple):
@@ -98,9 +92,9 @@ def generation_of(said: Attributes, span: Span, step: StepRecord, given: Said) -
     if step.type == "llm":
         given = _chat(generation, said, span, given)
     elif step.type == "embedding":
-        given = _embedded(said, given)
+        given = embedded(said, given)
     else:
-        given = _found(said, span, given)
+        given = found(said, span, given)
     encoded = _encode(generation)
     return Told(given.input, given.output, UNSET if encoded == b"{}" else Raw(encoded))
 
@@ -426,55 +420,6 @@ def _take_output(generation: Generation, output: Raw) -> None:
         generation.completion = output
         if generation.type == "chat":
             generation.message_completion = Raw(b'{"role":"assistant","content":%s}' % bytes(output))
-
-
-# -- embeddings, searches, rankings
-
-
-def _embedded(said: Attributes, given: Said) -> Said:
-    members = said.take_family("embedding.embeddings")
-    if given.input is UNSET:
-        texts = [fields["embedding.text"] for fields in members if "embedding.text" in fields]
-        prompts = said.take_family("gen_ai.prompt")
-        messages = chat_messages(read_json(said.take("asked"))) or [
-            {"content": each.get("content")} for each in prompts
-        ]
-        texts = texts or [message.get("content") for message in messages]
-        if texts:
-            given = given._replace(input=Raw(_encode(texts[0] if len(texts) == 1 else texts)))
-    if given.output is UNSET:
-        vectors = [fields["embedding.vector"] for fields in members if "embedding.vector" in fields]
-        if vectors:
-            given = given._replace(output=Raw(_encode(vectors)))
-    return given
-
-
-def _found(said: Attributes, span: Span, given: Said) -> Said:
-    """Return the query and the documents of a search or a ranking."""
-    documents = [
-        *(_document(fields) for fields in said.take_family("retrieval.documents")),
-        *(_document(fields) for fields in said.take_family("reranker.output_documents")),
-        *(_hit(event.attributes) for event in span.events if event.name == "db.query.result"),
-    ]
-    ranked = [_document(fields) for fields in said.take_family("reranker.input_documents")]
-    if ranked:
-        query = UNSET if given.input is UNSET else given.input
-        given = given._replace(input=Raw(_encode({"query": None if query is UNSET else query, "documents": ranked})))
-    if documents:
-        if given.output is not UNSET:
-            said.rest["output.value"] = given.output
-        given = given._replace(output=Raw(_encode(documents)))
-    return given
-
-
-def _document(flat: Mapping[str, Any]) -> Message:
-    fields = {name.removeprefix("document."): value for name, value in flat.items()}
-    return {name: read_json(value) if name == "metadata" else value for name, value in fields.items()}
-
-
-def _hit(attributes: Mapping[str, Any]) -> Message:
-    fields = {name.removeprefix("db.query.result."): value for name, value in attributes.items()}
-    return {name: read_json(value) if name == "metadata" else value for name, value in fields.items()}
 
 
 # -- events, on spans (conventions v1.27 and v1.28, and some libraries since) and as log records

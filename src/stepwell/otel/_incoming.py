@@ -18,10 +18,10 @@ from msgspec import UNSET, Raw, UnsetType, json
 
 from stepwell._vocabulary import Status, StepType
 from stepwell.model import ErrorInfo, Score, StepRecord
-from stepwell.otel._generations import Said, generation_of
+from stepwell.otel._generations import generation_of
 from stepwell.otel._own import error_of, is_own, read_own
 from stepwell.otel._parts import chat_messages
-from stepwell.otel._reading import Attributes, json_payload, payload_of, read_json, text_payload
+from stepwell.otel._reading import Attributes, Said, json_payload, payload_of, read_json, text_payload
 from stepwell.otel._spans import CLIENT, INTERNAL, STATUS_ERROR, Span, hex_of, step_id_of
 from stepwell.otel._tables import TYPES
 
@@ -144,7 +144,8 @@ def _outcome_of(said: Attributes, span: Span) -> tuple[Status, ErrorInfo | None]
     failed = span.status == STATUS_ERROR or isinstance(type, str) or said.peek("level") == "ERROR"
     if not failed:
         return "success", None
-    said.take("error_type"), said.take("level")
+    for slot in ("error_type", "level"):
+        said.take(slot)
     error = error_of(span) or ErrorInfo()
     error.type = error.type or (type if isinstance(type, str) else None)
     error.message = error.message or span.message or (message if isinstance(message, str) else None)
