@@ -85,7 +85,6 @@ def generation_of(said: Attributes, span: Span, step: StepRecord, given: Said) -
     generation.stop_reason = _stop_reason(said.take_list("finish"))
     generation.model_endpoint = said.take_text("endpoint")
     generation.settings = _settings_of(said, generation)
-    generation.model = generation.model or generation.response_model
     generation.tools = _tools_of(said)
     if (variables := said.take("variables")) is not None:
         generation.variables = json_payload(variables)
@@ -95,6 +94,7 @@ def generation_of(said: Attributes, span: Span, step: StepRecord, given: Said) -
         given = embedded(said, given)
     else:
         given = found(said, span, given)
+    generation.model = generation.model or generation.response_model
     encoded = _encode(generation)
     return Told(given.input, given.output, UNSET if encoded == b"{}" else Raw(encoded))
 
@@ -222,7 +222,7 @@ def _one_or_all(values: Sequence[Any]) -> Raw:
 
 def _take_exchange(generation: Generation, said: Attributes, given: Said) -> Said:
     """Fill in the provider's request and response, where input and output are these; return what else they are."""
-    request, response = _request_of(given.input, said), _response_of(given.output)
+    request, response = _request_of(generation, given.input, said), _response_of(given.output)
     if request is not UNSET:
         generation.provider_request = request
         given = given._replace(input=UNSET)
@@ -371,7 +371,7 @@ def _asked_in(payload: Raw | UnsetType) -> list[Message]:
     return [message for each in items for message in chat_message(each)]
 
 
-def _request_of(payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
+def _request_of(generation: Generation, payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
     """Return what was sent to a provider, where the span has it."""
     if (request := said.take("request")) is not None and (mapping(read_json(request)) or {}).keys() != {"model"}:
         return json_payload(request)
@@ -379,10 +379,12 @@ def _request_of(payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
         request = None if payload is UNSET else _requests.decode(payload)
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return UNSET
-    asks = request is not None and any(
-        each is not UNSET for each in (request.messages, request.input, request.prompt, request.contents)
-    )
-    return payload if asks else UNSET
+    if request is None or all(
+        each is UNSET for each in (request.messages, request.input, request.prompt, request.contents)
+    ):
+        return UNSET
+    generation.model = generation.model or request.model
+    return payload
 
 
 def _response_of(payload: Raw | UnsetType) -> Mapping[str, Any] | None:
