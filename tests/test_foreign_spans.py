@@ -806,3 +806,9 @@ def test_a_workflow_has_its_name() -> None:
 def test_a_name_of_many_parts_does_not_nest_without_end() -> None:
     deep = step({"openinference.span.kind": "LLM", "llm.input_messages.0.message." + ".".join("a" * 500): 1})
     assert len(json.dumps(deep)) < 2500
+
+
+@pytest.mark.parametrize("names", [("gen_ai.provider.name", "llm.system"), ("llm.system", "gen_ai.provider.name")])
+def test_the_order_of_attributes_does_not_matter(names: tuple[str, str]) -> None:
+    told = step({"gen_ai.operation.name": "chat", **{name: name for name in names}})
+    assert (told["generation"]["provider"], told["metadata"]) == ("gen_ai.provider.name", {"llm.system": "llm.system"})
