@@ -422,6 +422,13 @@ def test_limits_are_kept(strict: AppServer) -> None:
     assert ids(strict.store) == [FIRST[:-1] + "2"]
 
 
+@pytest.mark.parametrize("path", ["/v1/traces", "/v1/logs", "/api/public/otel/v1/traces"])
+def test_a_body_may_be_longer_than_those_of_other_routes(tmp_path: Path, path: str) -> None:
+    with AppServer(tmp_path / "home", Limits(json_bytes=10)) as server:
+        body = logs_of(message("user", "Hi")) if path == "/v1/logs" else body_of(span())
+        assert (len(body) > 10, post(server, body, path=path).status_code) == (True, 200)
+
+
 def test_too_much_at_once_is_to_be_tried_again(tmp_path: Path) -> None:
     with AppServer(tmp_path / "home", Limits(waiting_bytes=10)) as server:
         answer = post(server, body_of(span()))
