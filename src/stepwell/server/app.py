@@ -11,7 +11,7 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 
 from stepwell._vocabulary import SDK
-from stepwell.server import _blobs, _health, _ingest, letta, records, threads
+from stepwell.server import _blobs, _health, _ingest, _otlp, letta, records, threads
 from stepwell.server._errors import ANY_ERROR, handle_errors
 from stepwell.server._guard import Guard
 from stepwell.server._ingest import Ingest
@@ -25,7 +25,7 @@ from stepwell.store import Store
 __all__ = ["create_app"]
 
 _READERS: Final = 12  # requests answered at once: each may hold a page of 1000 whole steps, more threads none sooner
-_ROUTERS = (_health.router, _ingest.router, _blobs.router, letta.router, records.router, threads.router)
+_ROUTERS = (_health.router, _ingest.router, _otlp.router, _blobs.router, letta.router, records.router, threads.router)
 
 
 def create_app(

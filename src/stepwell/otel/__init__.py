@@ -1,0 +1,1 @@
+"""Steps as OpenTelemetry spans and back; needs neither the OpenTelemetry SDK nor protobuf."""
