@@ -83,6 +83,8 @@ ORDER = [
     "instrument.processes",
     "instrument",
     "stepwell",
+    "otel.middleware",
+    "otel",
     "_demo",
     "_cli_output",
     "_cli_source",

@@ -1,0 +1,5 @@
+"""OpenTelemetry out of and into the recorder: foreign spans as steps, and traces that go on across services."""
+
+from stepwell.otel.middleware import AsgiMiddleware, WsgiMiddleware
+
+__all__ = ["AsgiMiddleware", "WsgiMiddleware"]
