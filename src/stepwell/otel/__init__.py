@@ -1,4 +1,7 @@
-"""OpenTelemetry out of and into the recorder: foreign spans as steps, and traces that go on across services."""
+"""OpenTelemetry out of and into the recorder: foreign spans as steps, and traces that go on across services.
+
+Needs neither the OpenTelemetry SDK nor protobuf.
+"""
 
 from stepwell.otel.middleware import AsgiMiddleware, WsgiMiddleware
 
