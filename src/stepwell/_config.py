@@ -32,7 +32,7 @@ from stepwell.blobs import BlobStore
 if TYPE_CHECKING:  # loaded with the first record
     from stepwell._pipeline import Pipeline
     from stepwell._shipper import ExporterStats
-    from stepwell.exporters import Exporter
+    from stepwell.exporters import Exporter, SpanExporterLike
 
 __all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
 
@@ -82,7 +82,7 @@ _state = _State()
 
 def configure(
     *,
-    export: str | Exporter | Sequence[str | Exporter] = UNSET,
+    export: str | Exporter | SpanExporterLike | Sequence[str | Exporter | SpanExporterLike] = UNSET,
     home: str | Path | None = UNSET,
     service: str | None = UNSET,
     environment: str | None = UNSET,
@@ -130,12 +130,12 @@ def _replace(old: Pipeline, timeout: float) -> None:
 
 def _open_exporters(settings: Settings, *, somebody_asked: bool) -> list[Exporter]:
     """Open the exporters. Where nobody asked, nobody can be told of a failure: one that failed gets a stand-in."""
-    from stepwell.exporters import UnopenedExporter, open_exporter  # with the record codec: recording does not need it
+    from stepwell.exporters import UnopenedExporter, adapted, open_exporter  # with the codec of records: rarely needed
 
     opened: list[Exporter] = []
     for item in settings.export:
         try:
-            opened.append(open_exporter(item, settings.home) if isinstance(item, str) else item)
+            opened.append(open_exporter(item, settings.home) if isinstance(item, str) else adapted(item))
         except Exception as error:
             if somebody_asked:
                 raise
