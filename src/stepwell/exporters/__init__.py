@@ -137,9 +137,8 @@ def adapted(exporter: Exporter | SpanExporterLike) -> Exporter:
     """Return an exporter as it is, and one made for OpenTelemetry's SDK in an adapter."""
     sdk = sys.modules.get("opentelemetry.sdk.trace.export")  # who has made one has loaded it
     if sdk is not None and isinstance(exporter, sdk.SpanExporter):
-        from stepwell.exporters.otlp import SpanExporterAdapter  # with what it imports: few programs need it
-
-        return SpanExporterAdapter(exporter)
+        adapter: Callable[[object], Exporter] = import_module("stepwell.exporters.otlp").SpanExporterAdapter
+        return adapter(exporter)
     return cast("Exporter", exporter)
 
 
