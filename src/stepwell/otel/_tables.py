@@ -12,12 +12,15 @@ from typing import Final, Literal, NamedTuple
 from stepwell._vocabulary import StepType
 
 __all__ = [
+    "FAMILIES",
     "GENERATION",
     "KINDS",
     "OPERATIONS",
     "PROVIDERS",
     "SETTINGS",
+    "SLOTS",
     "TOKENS",
+    "TYPES",
     "Convention",
     "Row",
 ]
@@ -177,3 +180,125 @@ PROVIDERS: Final = {
     "watsonx": "ibm.watsonx.ai",
     "xai": "x_ai",
 }
+
+# The type of a step by what different conventions call it: by slot and value, the first slot that is known decides.
+# What maps to None is of no type of ours, and its name is kept.
+TYPES: Final[dict[str, dict[str, StepType | None]]] = {
+    "operation": {
+        "chat": "llm",
+        "text_completion": "llm",
+        "generate_content": "llm",
+        "embeddings": "embedding",
+        "execute_tool": "tool",
+        "retrieval": "retrieval",
+        "vector_db_retrieve": "retrieval",  # OpenLLMetry's
+        "rerank": "rerank",
+        "create_agent": "run",
+        "invoke_agent": "run",
+        "invoke_workflow": "run",
+        "plan": "run",
+    },
+    "kind": {
+        "LLM": "llm",
+        "CHAIN": "run",
+        "AGENT": "run",
+        "TOOL": "tool",
+        "RETRIEVER": "retrieval",
+        "EMBEDDING": "embedding",
+        "RERANKER": "rerank",
+    },
+    "observation": {
+        "generation": "llm",
+        "agent": "run",
+        "chain": "run",
+        "tool": "tool",
+        "retriever": "retrieval",
+        "embedding": "embedding",
+    },
+    "entity": {"workflow": "run", "agent": "run", "tool": "tool"},
+    "request_type": {"chat": "llm", "completion": "llm", "embedding": "embedding", "rerank": "rerank"},
+}
+
+# Other fields that attributes say, the first present wins.
+_READ: Final[dict[str, tuple[str, ...]]] = {
+    "operation": ("gen_ai.operation.name",),
+    "kind": ("openinference.span.kind",),
+    "observation": ("langfuse.observation.type",),
+    "entity": ("traceloop.span.kind",),
+    "request_type": ("llm.request.type",),
+    "thread_id": (
+        *("gen_ai.conversation.id", "session.id", "langfuse.session.id"),
+        *(f"traceloop.association.properties.{name}" for name in ("thread_id", "session_id", "literal.thread_id")),
+    ),
+    "user": (
+        *("user.id", "langfuse.user.id", "enduser.id", "gen_ai.user", "llm.user"),
+        "traceloop.association.properties.user_id",
+    ),
+    "agent_id": ("gen_ai.agent.id",),
+    "agent_name": ("gen_ai.agent.name", "agent.name"),
+    "workflow_name": ("gen_ai.workflow.name",),
+    "tool_name": ("gen_ai.tool.name", "tool.name"),
+    "entity_name": ("traceloop.entity.name",),
+    "title": ("logfire.msg",),
+    "input": (
+        *("gen_ai.tool.call.arguments", "traceloop.entity.input", "langfuse.observation.input", "input.value"),
+        *("gen_ai.retrieval.query.text", "reranker.query", "tool_arguments"),
+    ),
+    "input_mime": ("input.mime_type",),
+    "output": (
+        *("gen_ai.tool.call.result", "traceloop.entity.output", "langfuse.observation.output", "output.value"),
+        *("gen_ai.retrieval.documents", "final_result", "tool_response"),
+    ),
+    "output_mime": ("output.mime_type",),
+    "asked": ("gen_ai.input.messages",),
+    "answered": ("gen_ai.output.messages",),
+    "instructions": ("gen_ai.system_instructions",),
+    "prompt": ("gen_ai.prompt",),
+    "completion": ("gen_ai.completion",),
+    "finish": ("gen_ai.response.finish_reasons", "llm.finish_reason"),
+    "ttft_s": ("gen_ai.response.time_to_first_chunk",),
+    "first_at": ("langfuse.observation.completion_start_time",),
+    "cost_total": ("llm.cost.total", "operation.cost"),
+    "cost_input": ("llm.cost.prompt",),
+    "cost_output": ("llm.cost.completion",),
+    "costs": ("langfuse.observation.cost_details",),
+    "usage": ("langfuse.observation.usage_details",),
+    "parameters": (
+        *("llm.invocation_parameters", "embedding.invocation_parameters"),
+        "langfuse.observation.model.parameters",
+    ),
+    "endpoint": ("gen_ai.openai.api_base",),
+    "request": ("request_data",),  # Logfire's
+    "tools": ("gen_ai.tool.definitions",),
+    "variables": ("llm.prompt_template.variables", "traceloop.prompt.template_variables"),
+    "metadata": ("metadata", "langfuse.observation.metadata"),
+    "trace_metadata": ("langfuse.trace.metadata",),
+    "tags": ("tag.tags",),
+    "trace_tags": ("langfuse.trace.tags",),
+    "logfire_tags": ("logfire.tags",),
+    "environment": ("langfuse.environment",),
+    "release": ("langfuse.release",),
+    "error_type": ("error.type",),
+    "level": ("langfuse.observation.level",),
+    "status_message": ("langfuse.observation.status_message",),
+    **{f"setting {names[0]}": (attribute,) for attribute, names in SETTINGS},
+    "setting top_k": ("gen_ai.request.top_k", "llm.top_k"),
+    "setting frequency_penalty": ("gen_ai.request.frequency_penalty", "llm.frequency_penalty"),
+    "setting presence_penalty": ("gen_ai.request.presence_penalty", "llm.presence_penalty"),
+    "setting stream": ("gen_ai.request.stream", "gen_ai.is_streaming", "llm.is_streaming"),
+}
+
+# By attribute: the field that it says, and its rank among those that say the same.
+SLOTS: Final[dict[str, tuple[str, int]]] = {
+    name: (field, rank)
+    for field, names in (*((row.field, row.read) for row in (*GENERATION, *TOKENS)), *_READ.items())
+    for rank, name in enumerate(names)
+}
+
+# Attributes numbered from 0, as `llm.input_messages.0.message.role`.
+FAMILIES: Final = (
+    *("llm.input_messages", "llm.output_messages", "llm.prompts", "llm.choices", "llm.tools"),
+    *("gen_ai.prompt", "gen_ai.completion", "llm.request.functions"),
+    *("retrieval.documents", "reranker.input_documents", "reranker.output_documents"),
+    *("embedding.embeddings", "annotations", "evaluations"),
+)

@@ -30,7 +30,8 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _TO_SQUARE: Final = bytes.maketrans(b"{}", b"[]")
 
-ENCODINGS: Final = ("zstd", "gzip") if find_spec("zstandard") else ("gzip",)
+ENCODINGS: Final = ("zstd", "gzip", "deflate") if find_spec("zstandard") else ("gzip", "deflate")
+_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 async def pieces_of(
@@ -128,7 +129,7 @@ def decompressed(body: bytes, encoding: str, limit: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     try:
-        for piece in _gunzip(body) if encoding == "gzip" else _unzstd(body, limit):
+        for piece in _unzstd(body, limit) if encoding == "zstd" else _inflate(body, _WINDOW_BITS[encoding]):
             size += len(piece)
             if size > limit:
                 raise too_large("the body, decompressed,", limit)
@@ -142,9 +143,9 @@ class _BrokenError(Exception):
     """Says that a compressed body is cut short or damaged."""
 
 
-def _gunzip(body: bytes) -> Iterator[bytes]:
-    while body:  # a file may have several members
-        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+def _inflate(body: bytes, window_bits: int) -> Iterator[bytes]:
+    while body:  # a file of gzip may have several members
+        member = zlib.decompressobj(window_bits)
         while not member.eof:
             piece = member.decompress(body, _PIECE)
             body = member.unconsumed_tail

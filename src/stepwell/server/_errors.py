@@ -7,6 +7,7 @@ is logged by its type and place, without its message, which may hold the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from logging import getLogger
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
 
-__all__ = ["ANY_ERROR", "ErrorBody", "Problem", "explain", "handle_errors"]
+__all__ = ["ANY_ERROR", "ErrorBody", "Problem", "RpcStatus", "explain", "handle_errors"]
 
 _TYPES: Final = {
     400: "bad_request",
@@ -38,6 +41,10 @@ _TYPES: Final = {
     429: "rate_limited",
     503: "unavailable",
 }
+
+_OTLP: Final = ("/v1/traces", "/v1/logs")  # paths of which the clients read errors in a shape of their own
+# google.rpc.Code, https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
+_CODES: Final = {401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 8, 429: 8, 503: 14}
 
 log: Final = getLogger("stepwell.server")
 
@@ -64,6 +71,13 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+class RpcStatus(BaseModel):
+    """The body of every answer of OTLP that is no success: `google.rpc.Status`."""
+
+    code: int
+    message: str
+
+
 # "default" in OpenAPI: every status that a route does not name; FastAPI then adds no 422 of its own shape.
 ANY_ERROR: Final[dict[int | str, dict[str, Any]]] = {"default": {"model": ErrorBody, "description": "An error"}}
 
@@ -81,24 +95,32 @@ class Problem(HTTPException):
         self.line = line
 
 
-def explain(error: Exception) -> Response:
+def explain(error: Exception, scope: Scope) -> Response:
     """Return the answer for an error; what nobody can do anything about is logged, and 500 or 503."""
+    told = _explain(error)
+    if scope["path"].endswith(_OTLP):
+        type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+        return told.as_status(protobuf=type == "application/x-protobuf")
+    return told.response()
+
+
+def _explain(error: Exception) -> _Told:
     if isinstance(error, HTTPException):
-        return _answer(error.status_code, str(error.detail), error.headers, line=getattr(error, "line", None))
+        return _Told(error.status_code, str(error.detail), error.headers, line=getattr(error, "line", None))
     if isinstance(error, RequestValidationError):
         fields = [
             FieldError(where=".".join(str(part) for part in each["loc"]), message=each["msg"])
             for each in error.errors()
         ]
-        return _answer(422, "the request is not as it should be: see fields", fields=fields)
+        return _Told(422, "the request is not as it should be: see fields", fields=fields)
     if isinstance(error, NotFoundError):
-        return _answer(404, str(error))
+        return _Told(404, str(error))
     if isinstance(error, UsageError):
-        return _answer(422, str(error))
+        return _Told(422, str(error))
     log.error("%s at %s", type(error).__name__, _place_of(error))
     if isinstance(error, (StoreError, ClosedError)):
-        return _answer(503, "the store can't be used now", {"Retry-After": "1"})
-    return _answer(500, "the server failed at this")
+        return _Told(503, "the store can't be used now", {"Retry-After": "1"})
+    return _Told(500, "the server failed at this")
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -107,21 +129,38 @@ def handle_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, _handle)
 
 
-async def _handle(request: Request, error: Exception) -> Response:  # noqa: ARG001 (the handler's form)
-    return explain(error)
+async def _handle(request: Request, error: Exception) -> Response:
+    return explain(error, request.scope)
 
 
-def _answer(
-    status: int,
-    message: str,
-    headers: Mapping[str, str] | None = None,
-    *,
-    line: int | None = None,
-    fields: list[FieldError] | None = None,
-) -> Response:
-    detail = ErrorDetail(type=_type_of(status), message=message, line=line, fields=fields)
-    content = ErrorBody(error=detail).model_dump(exclude_none=True)
-    return JSONResponse(content, status, headers)
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """An answer that is no success, before it has a shape."""
+
+    status: int
+    message: str
+    headers: Mapping[str, str] | None = None
+    line: int | None = None
+    fields: list[FieldError] | None = None
+
+    def response(self) -> Response:
+        detail = ErrorDetail(type=_type_of(self.status), message=self.message, line=self.line, fields=self.fields)
+        content = ErrorBody(error=detail).model_dump(exclude_none=True)
+        return JSONResponse(content, self.status, self.headers)
+
+    def as_status(self, *, protobuf: bool) -> Response:
+        """Return it as `google.rpc.Status`, a code (field 1) and a message (field 2): what clients of OTLP read."""
+        code, message = _CODES.get(self.status, 13 if self.status >= 500 else 3), self.message
+        if not protobuf:
+            return JSONResponse({"code": code, "message": message}, self.status, self.headers)
+        text = message.encode()
+        length = bytearray()
+        size = len(text)
+        while size > 127:  # a varint
+            length.append(size & 127 | 128)
+            size >>= 7
+        body = bytes((8, code, 18, *length, size)) + text
+        return Response(body, self.status, self.headers, "application/x-protobuf")
 
 
 def _type_of(status: int) -> str:

@@ -12,6 +12,7 @@ What must stay true:
 from __future__ import annotations
 
 import time
+from base64 import b64decode
 from logging import getLogger
 from typing import Final
 from urllib.parse import urlsplit
@@ -32,7 +33,10 @@ __all__ = ["Guard"]
 
 _OPEN: Final = Access(None, ALL_SCOPES, None)
 _PUBLIC: Final = frozenset(("/healthz", "/readyz", "/v1/health", "/v1/health/"))
-_STREAMED: Final = (("POST", "/v1/ingest"), ("PUT", "/v1/blobs/"))  # routes with limits of their own
+_STREAMED: Final = (  # routes with limits of their own
+    *(("POST", "/v1/ingest"), ("PUT", "/v1/blobs/")),
+    *(("POST", "/v1/traces"), ("POST", "/v1/logs"), ("POST", "/api/public/otel/v1/traces")),
+)
 
 log: Final = getLogger("stepwell.server.access")
 
@@ -64,7 +68,7 @@ class Guard:
         except ClientDisconnect:
             pass
         except Exception as error:  # noqa: BLE001 (it goes into the one shape; above us it would be logged with its message)
-            answer = explain(error)
+            answer = explain(error, scope)
             if not exchange.status:
                 await answer(scope, exchange.receive, exchange.send)
         finally:
@@ -86,10 +90,10 @@ class Guard:
         state["access"] = None if scope["path"] in _PUBLIC else self._access(scope, headers) if keys else _OPEN
 
     def _access(self, scope: Scope, headers: Headers) -> Access:
-        kind, _, secret = headers.get("authorization", "").partition(" ")
-        if not secret:
+        secret = _secret_of(headers.get("authorization", ""))
+        if secret == "":
             raise unauthorized("a key is needed: Authorization: Bearer KEY")
-        key = self._keys.find(secret.strip()) if kind.lower() == "bearer" else None
+        key = None if secret is None else self._keys.find(secret)
         if key is not None:
             return Access(key.name, frozenset(key.scopes), key.project)
         wait_s = self._failures.add((scope.get("client") or ("",))[0])
@@ -138,6 +142,20 @@ class _Exchange:
         else:
             self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
+
+
+def _secret_of(authorization: str) -> str | None:
+    """Return the key in a header, "" where there is none; None where it is in no form that is taken.
+
+    Basic has it as the password, whatever the user is: so do clients that know of a public and a secret key (Langfuse).
+    """
+    kind, _, secret = authorization.partition(" ")
+    if kind.lower() == "basic" and secret:
+        try:
+            return b64decode(secret.strip(), validate=True).decode().partition(":")[2] or None
+        except ValueError:
+            return None
+    return secret.strip() if kind.lower() == "bearer" or not secret else None
 
 
 def _check_origin(headers: Headers) -> None:

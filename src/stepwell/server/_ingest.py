@@ -27,10 +27,12 @@ from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.store import Rejection, Store
 
-__all__ = ["Ingest", "Ingested", "router"]
+__all__ = ["ERROR_CHARACTERS", "Add", "Counts", "Ingest", "Ingested", "add_records", "router"]
 
 TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 ERROR_CHARACTERS: Final = 500  # of one line's reason
+Counts = dict[str, int]
+Add = Callable[[bytes, Store, Limits], tuple[Counts, bytes]]
 _WRITERS: Final = 1  # two would fight for the interpreter: a third less of steps a second
 
 router = APIRouter(tags=["ingest"])
@@ -65,15 +67,18 @@ class Ingest:
         """Let what is being written be finished."""
         self._threads.shutdown()
 
-    async def take(self, request: Request, store: Store) -> bytes:
-        """Store a request's lines; return the answer, in JSON. Raises `Problem`, `StoreError`."""
+    async def take(self, request: Request, store: Store, add: Add | None = None) -> bytes:
+        """Store what `add` makes of a request's body, its lines by default; return the answer.
+
+        Raises `Problem`, `StoreError`.
+        """
         with self._room() as room:
             pieces = [piece async for piece in pieces_of(request, self.limits.body_bytes, self.limits.body_s, room)]
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             encoding = request.headers.get("content-encoding", "")
             loop = asyncio.get_running_loop()
-            counts, answer = await loop.run_in_executor(self._threads, self._add, body, encoding, store)
+            counts, answer = await loop.run_in_executor(self._threads, self._add, body, encoding, store, add)
         self._metrics.records.update(counts)
         return answer
 
@@ -95,25 +100,32 @@ class Ingest:
         finally:
             self._waiting_bytes -= taken
 
-    def _add(self, body: bytes, encoding: str, store: Store) -> tuple[dict[str, int], bytes]:
+    def _add(self, body: bytes, encoding: str, store: Store, add: Add | None) -> tuple[Counts, bytes]:
         """Run on a thread: from a body to the counts of its records and the answer."""
-        lines = lines_of(decompressed(body, encoding, self.limits.body_bytes), self.limits)
-        depth = self.limits.depth
-        deep = {number for number, line in enumerate(lines) if is_deeper_than(depth, line)}
-        places = [number for number in range(len(lines)) if number not in deep] if deep else range(len(lines))
-        result = store.add([lines[number] for number in places] if deep else lines)
-        refused = [Rejection(places[each.index], each.id, each.error) for each in result.rejected]
-        refused += [Rejection(number, None, f"not a record: it is nested deeper than {depth}") for number in deep]
-        refused.sort(key=lambda each: each.index)
-        answer = {
-            "accepted": result.accepted,
-            "duplicates": result.duplicates,
-            "rejected": [
-                {"line": each.index, "id": each.id, "error": each.error[:ERROR_CHARACTERS]} for each in refused
-            ],
-        }
-        counts = {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": len(refused)}
-        return counts, json.encode(answer)
+        return (add or add_lines)(decompressed(body, encoding, self.limits.body_bytes), store, self.limits)
+
+
+def add_lines(body: bytes, store: Store, limits: Limits) -> tuple[Counts, bytes]:
+    """Store a body's lines; return the counts of them and the answer, in JSON. Raises `Problem`, `StoreError`."""
+    counts, refused = add_records(lines_of(body, limits), store, limits)
+    answer = {
+        "accepted": counts["accepted"],
+        "duplicates": counts["duplicate"],
+        "rejected": [{"line": each.index, "id": each.id, "error": each.error[:ERROR_CHARACTERS]} for each in refused],
+    }
+    return counts, json.encode(answer)
+
+
+def add_records(lines: list[bytes], store: Store, limits: Limits) -> tuple[Counts, list[Rejection]]:
+    """Store records; return the counts of them, and those not taken. Raises `StoreError`."""
+    depth = limits.depth
+    deep = {number for number, line in enumerate(lines) if is_deeper_than(depth, line)}
+    places = [number for number in range(len(lines)) if number not in deep] if deep else range(len(lines))
+    result = store.add([lines[number] for number in places] if deep else lines)
+    refused = [Rejection(places[each.index], each.id, each.error) for each in result.rejected]
+    refused += [Rejection(number, None, f"not a record: it is nested deeper than {depth}") for number in deep]
+    refused.sort(key=lambda each: each.index)
+    return {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": len(refused)}, refused
 
 
 @router.post(

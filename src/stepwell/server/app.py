@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from stepwell._vocabulary import SDK
-from stepwell.server import _blobs, _health, _ingest, letta, threads
+from stepwell.server import _blobs, _health, _ingest, _otlp, letta, threads
 from stepwell.server._errors import ANY_ERROR, handle_errors
 from stepwell.server._guard import Guard
 from stepwell.server._ingest import Ingest
@@ -21,7 +21,7 @@ from stepwell.store import Store
 
 __all__ = ["create_app"]
 
-_ROUTERS = (_health.router, _ingest.router, _blobs.router, letta.router, threads.router)
+_ROUTERS = (_health.router, _ingest.router, _otlp.router, _blobs.router, letta.router, threads.router)
 
 
 def create_app(store: Store, *, home: Path, limits: Limits | None = None) -> FastAPI:

@@ -71,7 +71,7 @@ class _LettaRoute(APIRoute):
             try:
                 return await handle(request)
             except (HTTPException, RequestValidationError, NotFoundError, UsageError, StoreError, ClosedError) as error:
-                answer = explain(error)
+                answer = explain(error, request.scope)
                 body = json.decode(answer.body)
                 headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
                 body = json.encode({"detail": body["error"]["message"], **body})
