@@ -286,8 +286,16 @@ def _drop(_: bytes) -> None:
 
 def flush(timeout: float = 5.0) -> bool:
     """Wait until all that was recorded is delivered, refused or dropped, at most `timeout` seconds; say if it is."""
+    deadline = time.monotonic() + timeout
+    appended = _append_held(deadline)
     pipeline = _state.pipeline
-    return not _state.early if pipeline is None else pipeline.flush(time.monotonic() + timeout)
+    return appended and (not _state.early if pipeline is None else pipeline.flush(deadline))
+
+
+def _append_held(deadline: float) -> bool:
+    """Have all be appended that is recorded elsewhere first, as spans of other libraries are."""
+    done = [source(deadline) for source in list(RECORDER.sources)]
+    return all(done)
 
 
 def shutdown(timeout: float = 5.0) -> bool:
@@ -295,6 +303,7 @@ def shutdown(timeout: float = 5.0) -> bool:
 
     What is not delivered in `timeout` seconds stays in the journal for the next process or `stepwell ship`.
     """
+    _append_held(time.monotonic() + timeout)
     with _state.lock:
         pipeline, _state.pipeline = _state.pipeline, None
         if pipeline is not None:
@@ -326,6 +335,7 @@ def _at_exit() -> None:
     """Deliver; from here on no thread can be started: waiting for one, the interpreter would never end."""
     timeout_s = (_state.settings or Settings()).exit_timeout
     deadline = time.monotonic() + timeout_s
+    _append_held(deadline)
     if not _state.lock.acquire(timeout=timeout_s):  # another thread opens an exporter, and that hangs
         return
     try:

@@ -3,6 +3,8 @@
 Needs neither the OpenTelemetry SDK nor protobuf.
 """
 
+from stepwell.otel._scopes import LLM_SCOPES
 from stepwell.otel.middleware import AsgiMiddleware, WsgiMiddleware
+from stepwell.otel.processor import StepwellSpanProcessor
 
-__all__ = ["AsgiMiddleware", "WsgiMiddleware"]
+__all__ = ["LLM_SCOPES", "AsgiMiddleware", "StepwellSpanProcessor", "WsgiMiddleware"]
