@@ -393,7 +393,7 @@ def _take_output(generation: Generation, output: Raw) -> None:
     answered = _asked_in(output)
     if answered:
         generation.message_completion = Raw(_encode(answered[0] if len(answered) == 1 else answered))
-    elif bytes(output[:1]) == b'"':
+    elif bytes(output).startswith(b'"'):
         generation.completion = output
 
 
