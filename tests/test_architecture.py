@@ -83,6 +83,7 @@ ORDER = [
     "exporters._http_stub",
     "exporters.http",
     "exporters._otlp_spans",
+    "exporters._otlp_encoding",
     "exporters._otlp_wire",
     "exporters.otlp",
     "_settings",

@@ -191,13 +191,13 @@ def test_steps_arrive_as_spans_of_one_trace(sink: Any, tmp_path: Path) -> None:
 def test_the_resource_is_what_the_environment_says(http: HttpSink, monkeypatch: pytest.MonkeyPatch) -> None:
     from stepwell.exporters import _otlp_spans
 
-    _otlp_spans._resource.cache_clear()
+    _otlp_spans.resource_of.cache_clear()
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "host.name=well,service.version=3")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "from-environment")
     exporter = OtlpExporter(http.url)
     exporter.export(Batch([frame("a"), frame("b", service="mine", release="4")]))
     exporter.close()
-    _otlp_spans._resource.cache_clear()
+    _otlp_spans.resource_of.cache_clear()
     first, second = http.resources
     assert (first["service.name"], first["service.version"], first["host.name"]) == ("from-environment", "3", "well")
     assert (second["service.name"], second["service.version"], second["host.name"]) == ("mine", "4", "well")

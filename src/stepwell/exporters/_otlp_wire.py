@@ -5,6 +5,8 @@ What must stay true:
 1. An official exporter sends a request once. Each retries by itself, with sleeps, logs every attempt, and tells no more
    than that it failed. So what carries its requests answers it that all went well, in any case, and notes down what did
    happen: that is what is returned from here. Nothing of anybody's logging is touched, and nothing is logged.
+   It is given no spans, and its empty request is sent with ours in place of it: endpoint, headers, compression,
+   certificates and credentials are the exporter's, the message is ours (`_otlp_encoding`).
 2. A request, its answer included, takes as long as `OTEL_EXPORTER_OTLP_TIMEOUT` says (10 s), and no longer request than
    the destination is known to take is sent.
 3. A channel or connection belongs to the process that made it.
@@ -13,13 +15,15 @@ What must stay true:
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import ReadableSpan
+    from stepwell.exporters._otlp_spans import Sent
+    from stepwell.otel.semconv import LogEvent
 
 __all__ = ["GrpcWire", "HttpWire", "Outcome", "SdkWire", "Wire"]
 
@@ -52,15 +56,18 @@ class Outcome(NamedTuple):
     note: str = ""
 
 
+_UNSENT: Final = Outcome("later", "the official exporter sent nothing")
+
+
 class Wire(Protocol):
     """Sends spans, and logs where it can. One thread at a time."""
 
-    def send_spans(self, spans: Sequence[ReadableSpan]) -> Outcome:
+    def send_spans(self, spans: Sequence[Sent]) -> Outcome:
         """Send spans, once."""
         ...
 
-    def send_logs(self, request: Any) -> Outcome:
-        """Send an `ExportLogsServiceRequest`, once, to where the spans went before."""
+    def send_logs(self, events: Sequence[LogEvent]) -> Outcome:
+        """Send events as logs, once."""
         ...
 
     def close(self) -> None:
@@ -74,14 +81,16 @@ class SdkWire:
     def __init__(self, exporter: Any) -> None:
         self._exporter = exporter
 
-    def send_spans(self, spans: Sequence[ReadableSpan]) -> Outcome:
+    def send_spans(self, spans: Sequence[Sent]) -> Outcome:
         """Send spans. Raises what the exporter raises."""
-        result = self._exporter.export(spans)
+        from stepwell.exporters._otlp_spans import readable_of
+
+        result = self._exporter.export([readable_of(span) for span in spans])
         if getattr(result, "name", None) == "SUCCESS":
             return Outcome("taken")
         return Outcome("unsure", f"{type(self._exporter).__name__} failed, and logs why")
 
-    def send_logs(self, request: Any) -> Outcome:  # noqa: ARG002 - the protocol's
+    def send_logs(self, events: Sequence[LogEvent]) -> Outcome:  # noqa: ARG002 - the protocol's
         """Send nothing."""
         return Outcome("taken")
 
@@ -97,31 +106,35 @@ class HttpWire:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         self._requests = requests = import_module("requests")
-        session = requests.Session()
+        self._session = session = requests.Session()
         self._send, session.request = session.request, self._request
         self._exporter: Any = OTLPSpanExporter(endpoint=endpoint, headers=dict(headers) or None, session=session)
         self._outcome = Outcome("taken")
+        self._body = b""
         self._seen: tuple[str, dict[str, Any]] | None = None  # where spans went, and how
 
-    def send_spans(self, spans: Sequence[ReadableSpan]) -> Outcome:
+    def send_spans(self, spans: Sequence[Sent]) -> Outcome:
         """Send spans."""
-        self._outcome = Outcome("refused", "they can't be encoded")
-        self._exporter.export(spans)
+        from stepwell.exporters._otlp_encoding import traces_request
+
+        self._body = traces_request(spans).SerializeToString()
+        self._outcome = _UNSENT
+        self._exporter.export(())
+        self._body = b""
         return self._outcome
 
-    def send_logs(self, request: Any) -> Outcome:
+    def send_logs(self, events: Sequence[LogEvent]) -> Outcome:
         """Send logs beside where spans go, with the same headers."""
+        from stepwell.exporters._otlp_encoding import logs_request
+
         if self._seen is None:
-            self.send_spans(())  # tells where, and an empty request is one
+            self._exporter.export(())  # tells where, and an empty request is one
         url, options = self._seen or ("", {})
         if not url.endswith("/v1/traces"):
             return Outcome("refused", "there is no place for logs beside that for spans")
-        headers = {name: value for name, value in options["headers"].items() if name.lower() != "content-encoding"}
-        self._request(
-            "POST",
-            f"{url.removesuffix('traces')}logs",
-            **{**options, "headers": headers, "data": request.SerializeToString()},
-        )
+        self._body = logs_request(events).SerializeToString()
+        self._request("POST", f"{url.removesuffix('traces')}logs", **options)
+        self._body = b""
         return self._outcome
 
     def close(self) -> None:
@@ -130,13 +143,15 @@ class HttpWire:
 
     def _request(self, method: str, url: str, **options: Any) -> Any:
         """Do a request in the session's place, note its outcome, and answer that it went well."""
-        told = dict(options.get("headers") or {})
-        if url.endswith("/v1/traces") or self._seen is None:
-            self._seen = url, {**options, "headers": told}
-        data = options.get("data") or b""
-        self._outcome = (
-            Outcome("large", f"{len(data)} bytes") if len(data) > HTTP_BYTES else self._ask(method, url, options)
-        )
+        if self._seen is None:
+            self._seen = url, options
+        size = len(self._body)
+        if size > HTTP_BYTES:
+            self._outcome = Outcome("large", f"{size} bytes")
+        else:
+            given: dict[str, str] = {**self._session.headers, **(options.get("headers") or {})}
+            encoding = next((value for name, value in given.items() if name.lower() == "content-encoding"), "")
+            self._outcome = self._ask(method, url, {**options, "data": _ENCODERS.get(encoding, bytes)(self._body)})
         answer = self._requests.Response()
         answer.status_code = HTTPStatus.OK
         answer.url = url
@@ -157,6 +172,14 @@ class HttpWire:
             return Outcome("later", f"a header can't be sent: {type(error).__name__}", RETRY_AFTER_REFUSED_S)
         except (self._requests.RequestException, OSError, ValueError) as error:
             return Outcome("later", f"can't be reached: {_reason(error)}")
+
+
+def _gzip(body: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    return compressor.compress(body) + compressor.flush()
+
+
+_ENCODERS: Final[dict[str, Callable[[bytes], bytes]]] = {"gzip": _gzip, "deflate": zlib.compress}
 
 
 def _http_outcome(status: int, headers: Mapping[str, str], body: bytes) -> Outcome:
@@ -232,20 +255,26 @@ class GrpcWire:
         self._stub: Any = exporter._client
         exporter._client = self
         self._outcome = Outcome("taken")
+        self._request: Any = None
         self._options: dict[str, Any] = {"timeout": 10.0}
 
-    def send_spans(self, spans: Sequence[ReadableSpan]) -> Outcome:
+    def send_spans(self, spans: Sequence[Sent]) -> Outcome:
         """Send spans."""
-        self._outcome = Outcome("refused", "they can't be encoded")
-        self._exporter.export(spans)
+        from stepwell.exporters._otlp_encoding import traces_request
+
+        self._request = traces_request(spans)
+        self._outcome = _UNSENT
+        self._exporter.export(())
+        self._request = None
         return self._outcome
 
-    def send_logs(self, request: Any) -> Outcome:
+    def send_logs(self, events: Sequence[LogEvent]) -> Outcome:
         """Send logs over the same channel."""
+        from stepwell.exporters._otlp_encoding import logs_request
+
         service = import_module("opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc")  # it has no types
         stub = service.LogsServiceStub(self._exporter._channel)
-        self._outcome = self._ask(stub, request, self._options)
-        return self._outcome
+        return self._ask(stub, logs_request(events), self._options)
 
     def close(self) -> None:
         """Close the channel."""
@@ -254,7 +283,7 @@ class GrpcWire:
     def Export(self, request: Any, **options: Any) -> None:  # noqa: N802 - the stub's method, which the exporter calls
         """Do a call in the stub's place, note its outcome, and answer that it went well."""
         self._options = {**options, "timeout": options.get("timeout") or 10.0}
-        self._outcome = self._ask(self._stub, request, options)
+        self._outcome = self._ask(self._stub, request if self._request is None else self._request, options)
 
     def _ask(self, stub: Any, request: Any, options: dict[str, Any]) -> Outcome:
         size = request.ByteSize()

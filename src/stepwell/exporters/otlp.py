@@ -2,7 +2,7 @@
 
 What must stay true:
 
-1. The official exporters encode and send; retry is the shipper's alone (`_otlp_wire` says how).
+1. The official exporters send; retry is the shipper's alone (`_otlp_wire` says how).
 2. A batch, or a step, that is too large for the destination goes in parts, or as a stub, and holds up no other.
 3. A destination that answers "I failed" and no more (500, `INTERNAL`, an SDK exporter's `FAILURE`) is asked again for
    as long as it takes nothing at all; a step that it refuses while it takes others is rejected.
@@ -33,9 +33,7 @@ from stepwell.exporters import Batch
 from stepwell.exporters._otlp_wire import GrpcWire, HttpWire, Outcome, SdkWire, Wire
 
 if TYPE_CHECKING:  # loaded with the first batch, on the shipper's thread
-    from opentelemetry.sdk.trace import ReadableSpan
-
-    from stepwell.exporters._otlp_spans import Held, Sendable
+    from stepwell.exporters._otlp_spans import Held, Sendable, Sent
     from stepwell.otel.semconv import Convention
 
 __all__ = ["OtlpExporter", "SpanExporterAdapter"]
@@ -48,7 +46,7 @@ _CONVENTIONS: Final[tuple[Convention, ...]] = ("genai", "openinference")
 _TRACES: Final = "/v1/traces"
 _log: Final = logging.getLogger("stepwell")
 
-Placed = Sequence[tuple[int, "ReadableSpan"]]
+Placed = Sequence[tuple[int, "Sent"]]
 
 
 class _Attempt:
@@ -114,7 +112,7 @@ class _SpanSender:
             _log.warning("%s took what it was sent, and says: %s", self._name, outcome.note)
         return outcome
 
-    def _send_spans(self, spans: Sequence[ReadableSpan]) -> Outcome:
+    def _send_spans(self, spans: Sequence[Sent]) -> Outcome:
         return self._send(lambda wire: wire.send_spans(spans))
 
     def _deliver(self, spans: Placed, attempt: _Attempt) -> None:
@@ -150,7 +148,7 @@ class _SpanSender:
             attempt.blames = any(self._send_spans([spans[at][1]]).kind == "taken" for at in probes)
         return attempt.blames
 
-    def _replaced(self, span: ReadableSpan, outcome: Outcome) -> str:
+    def _replaced(self, span: Sent, outcome: Outcome) -> str:
         """Send a stub of a span that is too large; return the reason."""
         from stepwell.exporters._otlp_spans import stub_of
 
@@ -159,11 +157,9 @@ class _SpanSender:
 
     def _tell(self, found: Sendable) -> None:
         """Send threads and scores, where the destination takes logs: many take spans alone."""
-        from stepwell.exporters._otlp_spans import logs_request
-
         if not found.events or self._logs_failed >= MAX_LOGS_FAILED:
             return
-        outcome = self._send(lambda wire: wire.send_logs(logs_request(found.events)))
+        outcome = self._send(lambda wire: wire.send_logs(found.events))
         if outcome.kind == "taken":
             self._logs_failed = 0
         elif outcome.kind == "later" and outcome.retry_after_s is None:
@@ -189,7 +185,7 @@ class SpanExporterAdapter:
 
     def load(self) -> None:
         """Import what sending needs."""
-        _load("stepwell.exporters._otlp_spans", "opentelemetry.exporter.otlp.proto.common")
+        _load("stepwell.exporters._otlp_spans")
 
     def export(self, batch: Batch) -> None:
         """Send a batch.
@@ -231,10 +227,9 @@ class OtlpExporter:
 
     def load(self) -> None:
         """Import what sending needs; `encodings.idna` is what looking up a host imports."""
-        logs = "opentelemetry.proto.collector.logs.v1.logs_service_pb2"
-        _load("stepwell.exporters._otlp_spans", f"{self._module}.trace_exporter", logs, "encodings.idna")
+        _load("stepwell.exporters._otlp_encoding", f"{self._module}.trace_exporter", "encodings.idna")
         if self._target.is_grpc:
-            _load(f"{logs}_grpc", "google.rpc.error_details_pb2")
+            _load("opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc", "google.rpc.error_details_pb2")
 
     def export(self, batch: Batch) -> None:
         """Send a batch. Raises `RejectedError` that names what is refused, `ExportError` to be called again."""
