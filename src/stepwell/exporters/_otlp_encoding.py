@@ -96,7 +96,7 @@ def _fill_attributes(pairs: Any, attributes: Mapping[str, Any]) -> None:
 
 def _fill(message: Any, value: Any) -> None:
     """Fill in a value. Raises what protobuf raises for one that it has no form for."""
-    kind: object = type(value)
+    kind: Any = value.__class__
     if kind is str:
         message.string_value = value
     elif kind is bool:
