@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.resources import Resource
 
 from stepwell.exporters._otlp_spans import SCOPE, Sent, resource_of
-from stepwell.otel.semconv import LogEvent, Span
+from stepwell.otel.semconv import STATUS_ERROR, LogEvent, Span
 
 __all__ = ["logs_request", "traces_request"]
 
@@ -71,10 +71,12 @@ def _fill_span(message: Any, span: Span) -> None:
     message.name = _told(span.name)
     message.kind = span.kind
     message.start_time_unix_nano, message.end_time_unix_nano = span.start_ns, span.end_ns
+    status = message.status
+    status.SetInParent()  # there, though it may say nothing; so below
     if span.status:
-        message.status.code = span.status
-        if span.message:
-            message.status.message = _told(span.message)
+        status.code = span.status
+        if span.message and span.status == STATUS_ERROR:
+            status.message = _told(span.message)
     _fill_attributes(message.attributes, span.attributes)
     for event in span.events:
         told = message.events.add()
@@ -108,8 +110,12 @@ def _fill(message: Any, value: Any) -> None:
     elif kind is bytes:
         message.bytes_value = value
     elif isinstance(value, Mapping):
+        message.kvlist_value.SetInParent()
         _fill_attributes(message.kvlist_value.values, cast("Mapping[str, Any]", value))
-    elif value is not None:
+    elif value is None:
+        message.SetInParent()
+    else:
+        message.array_value.SetInParent()
         values = message.array_value.values
         for each in value:
             _fill(values.add(), each)
