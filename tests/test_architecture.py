@@ -69,6 +69,7 @@ ORDER = [
     "otel._own",
     "otel._outgoing",
     "otel._reading",
+    "otel._searches",
     "otel._generations",
     "otel._incoming",
     "otel._logs",

@@ -310,6 +310,19 @@ def test_openllmetry_of_before_the_conventions_is_read() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("content", "read"),
+    [
+        ("[1, 2]", "[1, 2]"),
+        ('"quoted"', '"quoted"'),
+        ('[{"type": "text", "text": "Hi"}]', [{"type": "text", "text": "Hi"}]),
+    ],
+)
+def test_text_that_looks_like_json_stays_text(content: str, read: object) -> None:
+    told = step({"llm.request.type": "chat", "gen_ai.prompt.0.role": "user", "gen_ai.prompt.0.content": content})
+    assert told["generation"]["messages"] == [{"role": "user", "content": read}]
+
+
 def test_langfuse_generations_are_read() -> None:
     told = step(
         {
@@ -322,6 +335,7 @@ def test_langfuse_generations_are_read() -> None:
             "langfuse.observation.cost_details": '{"total": 0.5}',
             "langfuse.observation.completion_start_time": '"1970-01-01T00:00:00.500000Z"',
             "langfuse.observation.metadata.k": "v",
+            "langfuse.observation.metadata.reason": '"stop"',
             "langfuse.trace.tags": ["a", "b"],
             "langfuse.trace.name": "talk",
             "langfuse.environment": "staging",
@@ -339,8 +353,7 @@ def test_langfuse_generations_are_read() -> None:
         "environment": "staging",
         "release": "r1",
         "tags": ["a", "b"],
-        "metadata": {"k": "v", "langfuse.trace.name": "talk"},
-        "input": [USER],
+        "metadata": {"k": "v", "reason": "stop", "langfuse.trace.name": "talk"},
         "output": ANSWER,
         "generation": {
             "type": "chat",
@@ -582,3 +595,214 @@ def test_messages_in_span_events_are_read() -> None:
     )
     assert (told["generation"]["messages"], told["output"]) == ([USER], ANSWER)
     assert told["generation"]["stop_reason"] == "stop"
+
+
+# -- the corners of calls
+
+
+def call(attributes: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    told: dict[str, Any] = step({"gen_ai.operation.name": "chat", **attributes}, **fields)["generation"]
+    return told
+
+
+def test_a_request_and_a_response_say_what_no_attribute_does() -> None:
+    request = {"model": "claude", "max_tokens": 5, "messages": [USER]}
+    response = {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "model": "claude-4",
+        "content": [{"type": "text", "text": "Rainy"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4},
+    }
+    told = step(
+        {
+            "openinference.span.kind": "LLM",
+            "input.value": json.dumps(request),
+            "input.mime_type": "application/json",
+            "output.value": json.dumps(response),
+            "output.mime_type": "application/json",
+        }
+    )
+    assert "input" not in told
+    assert told["output"] == {"role": "assistant", "content": [{"type": "text", "text": "Rainy"}]}
+    assert told["generation"] == {
+        "type": "chat",
+        "model": "claude",
+        "response_model": "claude-4",
+        "messages": [USER],
+        "message_completion": told["output"],
+        "usage": {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9, "cached_input_tokens": 4},
+        "stop_reason": "end_turn",
+        "response_id": "msg_1",
+        "provider_request": request,
+        "provider_response": response,
+    }
+
+
+def test_an_input_that_is_no_messages_is_the_prompt() -> None:
+    told = step({"openinference.span.kind": "LLM", "input.value": "Once upon", "output.value": "a time"})
+    assert (told["input"], told["output"]) == ("Once upon", "a time")
+    assert told["generation"] == {"prompt": "Once upon", "completion": "a time"}
+
+
+def test_an_input_with_more_than_messages_is_kept_beside_them() -> None:
+    given = {"messages": [USER], "tools": [TOOL], "user": "ada"}
+    told = step({"langfuse.observation.type": "generation", "langfuse.observation.input": json.dumps(given)})
+    assert (told["input"], told["generation"]["messages"], told["generation"]["tools"]) == (given, [USER], [TOOL])
+
+
+def test_prompts_and_choices_are_a_completion() -> None:
+    told = call(
+        {"llm.prompts.0.prompt.text": "a", "llm.prompts.1.prompt.text": "b", "llm.choices.0.completion.text": "c"}
+    )
+    assert told == {"type": "completion", "prompt": ["a", "b"], "completion": "c"}
+
+
+def test_prompt_and_completion_as_plain_attributes_are_messages() -> None:
+    told = call({"gen_ai.prompt": "Hi", "gen_ai.completion": json.dumps([ANSWER])})
+    assert (told["messages"], told["message_completion"]) == ([{"role": "user", "content": "Hi"}], ANSWER)
+
+
+def test_messages_of_the_first_events_are_read() -> None:
+    told = call(
+        {},
+        events=[
+            SpanEvent("gen_ai.content.prompt", 1, {"gen_ai.prompt": json.dumps([USER])}),
+            SpanEvent("gen_ai.content.completion", 2, {"gen_ai.completion": json.dumps([ANSWER])}),
+        ],
+    )
+    assert (told["messages"], told["message_completion"]) == ([USER], ANSWER)
+
+
+def test_several_choices_are_all_kept() -> None:
+    outputs = [{"role": "assistant", "parts": [{"type": "text", "content": text}]} for text in ("a", "b")]
+    told = call({"gen_ai.output.messages": json.dumps(outputs)})
+    assert told["message_completion"] == [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def test_flat_contents_and_function_calls_are_read() -> None:
+    told = step(
+        {
+            "openinference.span.kind": "LLM",
+            "llm.input_messages.0.message.role": "user",
+            "llm.input_messages.0.message.name": "ada",
+            "llm.input_messages.0.message.contents.0.message_content.type": "text",
+            "llm.input_messages.0.message.contents.0.message_content.text": "What is it?",
+            "llm.input_messages.0.message.contents.1.message_content.image.image.url": "https://x/y.png",
+            "llm.input_messages.1.message.role": "assistant",
+            "llm.input_messages.1.message.function_call_name": "f",
+            "llm.input_messages.1.message.function_call_arguments_json": "{}",
+        }
+    )
+    assert told["generation"]["messages"] == [
+        {
+            "role": "user",
+            "name": "ada",
+            "content": [
+                {"type": "text", "text": "What is it?"},
+                {"type": "image_url", "image_url": {"url": "https://x/y.png"}},
+            ],
+        },
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "field", "expected"),
+    [
+        ({"gen_ai.response.time_to_first_chunk": 0.25}, "ttft_ns", 250_000_000),
+        ({"gen_ai.response.time_to_first_chunk": float("nan")}, "ttft_ns", None),
+        ({"langfuse.observation.completion_start_time": "soon"}, "ttft_ns", None),
+        ({"langfuse.observation.completion_start_time": "1960-01-01T00:00:00Z"}, "ttft_ns", None),
+        ({"llm.cost.prompt": 0.5, "llm.cost.completion": 0.25}, "cost", {"input": 0.5, "output": 0.25}),
+        ({"operation.cost": 0.5}, "cost", {"total": 0.5}),
+        ({"gen_ai.response.finish_reasons": '["stop"]'}, "stop_reason", "stop"),
+        ({"gen_ai.response.finish_reasons": ["tool_call"]}, "stop_reason", "tool_calls"),
+        ({"llm.prompt_template.variables": '{"a": 1}'}, "variables", {"a": 1}),
+        ({"gen_ai.request.stream": True, "gen_ai.is_streaming": True}, "settings", {"stream": True}),
+        ({"gen_ai.request.max_tokens": 5.0}, "settings", {"max_tokens": 5.0}),
+        ({"gen_ai.usage.input_tokens": 3.0}, "usage", {"input_tokens": 3, "total_tokens": 3}),
+        ({"gen_ai.usage.input_tokens": float("inf")}, "usage", None),
+        (
+            {"langfuse.observation.usage_details": '{"input": true, "output": 2}'},
+            "usage",
+            {"output_tokens": 2, "total_tokens": 2},
+        ),
+        ({"request_data": '{"model": "m", "user": "x"}'}, "provider_request", {"model": "m", "user": "x"}),
+        ({"request_data": '{"model": "m"}'}, "provider_request", None),
+    ],
+)
+def test_facts_of_calls_are_read(attributes: dict[str, Any], field: str, expected: object) -> None:
+    told = step({"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", **attributes})
+    assert told["generation"].get(field) == expected
+
+
+def test_an_embedding_that_is_told_by_its_parts_has_input_and_output() -> None:
+    told = step(
+        {
+            "openinference.span.kind": "EMBEDDING",
+            "embedding.embeddings.0.embedding.text": "a",
+            "embedding.embeddings.0.embedding.vector": [0.5],
+            "embedding.embeddings.1.embedding.text": "b",
+            "embedding.embeddings.1.embedding.vector": [0.25],
+        }
+    )
+    assert (told["input"], told["output"]) == (["a", "b"], [[0.5], [0.25]])
+
+
+def test_a_ranking_has_its_query_and_both_lists_of_documents() -> None:
+    told = step(
+        {
+            "openinference.span.kind": "RERANKER",
+            "reranker.query": "wells",
+            "reranker.top_k": 1,
+            "reranker.model_name": "ranker",
+            "reranker.input_documents.0.document.content": "deep",
+            "reranker.input_documents.1.document.content": "dry",
+            "reranker.output_documents.0.document.content": "dry",
+            "output.value": "dry",
+        }
+    )
+    assert told["input"] == {"query": "wells", "documents": [{"content": "deep"}, {"content": "dry"}]}
+    assert (told["output"], told["generation"]) == ([{"content": "dry"}], {"model": "ranker"})
+    assert told["metadata"] == {"reranker.top_k": 1, "output.value": "dry"}
+
+
+def test_hits_of_a_vector_database_are_the_output() -> None:
+    hit = SpanEvent("db.query.result", 1, {"db.query.result.id": "7", "db.query.result.metadata": '{"page": 1}'})
+    told = step({"db.system": "chroma", "db.vector.query.top_k": 3}, events=[hit])
+    assert (told["type"], told["output"]) == ("retrieval", [{"id": "7", "metadata": {"page": 1}}])
+
+
+def test_an_agent_has_its_name_and_what_it_was_asked() -> None:
+    told = step(
+        {
+            "gen_ai.operation.name": "invoke_agent",
+            "gen_ai.agent.name": "guide",
+            "gen_ai.agent.id": "a-1",
+            "gen_ai.input.messages": [{"role": "user", "parts": [{"type": "text", "content": "Hi"}]}],
+            "gen_ai.output.messages": [{"role": "assistant", "parts": [{"type": "text", "content": "Ho"}]}],
+            "gen_ai.usage.input_tokens": 5,
+        },
+        name="invoke_agent guide",
+    )
+    assert told == {
+        "type": "run",
+        "name": "guide",
+        "status": "success",
+        "agent_id": "a-1",
+        "input": [{"role": "user", "content": "Hi"}],
+        "output": {"role": "assistant", "content": "Ho"},
+        "metadata": {"gen_ai.agent.name": "guide", "gen_ai.usage.input_tokens": 5},
+    }
+
+
+def test_a_workflow_has_its_name() -> None:
+    assert step({"gen_ai.operation.name": "invoke_workflow", "gen_ai.workflow.name": "wf"})["name"] == "wf"
+
+
+def test_a_name_of_many_parts_does_not_nest_without_end() -> None:
+    deep = step({"openinference.span.kind": "LLM", "llm.input_messages.0.message." + ".".join("a" * 500): 1})
+    assert len(json.dumps(deep)) < 2500

@@ -22,6 +22,7 @@ from stepwell.otel.semconv import (
     STATUS_OK,
     Convention,
     span_of,
+    step_of,
 )
 
 conventions: st.SearchStrategy[list[Convention]] = st.lists(st.sampled_from(CONVENTIONS), unique=True)
@@ -237,3 +238,186 @@ def test_usage_that_is_no_number_of_64_bits_has_no_attribute_of_its_own() -> Non
     span = span_of(step)
     assert "gen_ai.usage.input_tokens" not in span.attributes
     assert read_own(span).generation == step.generation
+
+
+# -- told by a convention alone, and read by it
+
+
+def read_by(step: StepRecord, convention: Convention) -> dict[str, Any]:
+    """Return what is read of a step's span when it has a convention's attributes and none of ours."""
+    span = span_of(step, conventions=[convention])
+    span.attributes = {name: value for name, value in span.attributes.items() if not name.startswith("stepwell.")}
+    told: dict[str, Any] = json.loads(encode_record(step_of(span)))
+    return told
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_a_call_is_read_by_the_convention_it_was_told_in(convention: Convention) -> None:
+    sent = call()
+    told = read_by(sent, convention)
+    generation, expected = told["generation"], json.loads(bytes(sent.generation))
+    same = ["type", "provider", "model", "response_model", "messages", "message_completion", "settings", "tools"]
+    for name in [*same, "stop_reason", "usage"]:
+        assert (name, generation[name]) == (name, expected[name])
+    assert (told["id"], told["parent_id"], told["thread_id"], told["user"]) == (
+        sent.id,
+        sent.parent_id,
+        sent.thread_id,
+        "ada",
+    )
+    if convention == "genai":
+        assert (generation["ttft_ns"], generation["response_id"]) == (250_000_000, "chatcmpl-1")
+    else:
+        assert (generation["cost"], told["tags"], told["metadata"]) == ({"total": 0.25}, ["x"], {"k": 1})
+
+
+def of_type(type: str, **fields: Any) -> StepRecord:
+    given = {"kind": "step", "id": "a", "trace_id": "b", "parent_id": "c", "type": type, "name": "n", **fields}
+    step = decode_record(json.dumps({"start_ns": 5, "end_ns": 9, "status": "success", **given}).encode())
+    assert isinstance(step, StepRecord)
+    return step
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("type", ["run", "llm", "tool", "embedding", "retrieval", "rerank"])
+def test_types_are_read_by_the_convention_they_were_told_in(type: str, convention: Convention) -> None:
+    agent = of_type(type, agent_id="guide", generation={"prompt": "Hi", "model": "m"})
+    assert read_by(agent, convention)["type"] == type
+
+
+def test_a_search_is_told_with_its_query_and_documents() -> None:
+    found = {"hits": [{"id": 7, "text": "deep", "score": 0.5, "metadata": {"page": 1}}, "dry"]}
+    attributes = span_of(of_type("retrieval", input={"query": "wells"}, output=found)).attributes
+    assert attributes["gen_ai.retrieval.query.text"] == "wells"
+    assert json.loads(attributes["gen_ai.retrieval.documents"]) == [{"id": "7", "score": 0.5}]
+    told = {name.removeprefix("retrieval.documents."): value for name, value in attributes.items()}
+    assert (told["0.document.id"], told["0.document.score"], told["0.document.content"]) == ("7", 0.5, "deep")
+    assert (told["0.document.metadata"], told["1.document.content"]) == ('{"page":1}', "dry")
+
+
+def test_a_ranking_is_told_with_its_query_and_documents() -> None:
+    step = of_type("rerank", input={"query": "wells"}, output=["deep"], generation={"model": "ranker"})
+    attributes = span_of(step).attributes
+    assert attributes["gen_ai.operation.name"] == "rerank"
+    assert (attributes["reranker.query"], attributes["reranker.model_name"]) == ("wells", "ranker")
+    assert attributes["reranker.output_documents.0.document.content"] == "deep"
+
+
+@pytest.mark.parametrize("input", ["one", ["one"], {"texts": ["one"]}, {"x": "one"}])
+def test_an_embedding_is_told_with_its_texts(input: object) -> None:
+    attributes = span_of(of_type("embedding", input=input, generation={"model": "m"})).attributes
+    assert attributes["embedding.embeddings.0.embedding.text"] == "one"
+    assert (attributes["embedding.model_name"], attributes["gen_ai.operation.name"]) == ("m", "embeddings")
+
+
+def test_a_completion_is_told_as_one() -> None:
+    step = of_type("llm", generation={"type": "completion", "prompt": "Once", "completion": " upon", "model": "m"})
+    span = span_of(step)
+    assert span.attributes["gen_ai.operation.name"] == "text_completion"
+    told = read_by(step, "openinference")["generation"]
+    assert (told["type"], told["prompt"], told["completion"]) == ("completion", "Once", " upon")
+
+
+def test_scores_are_annotations_and_events() -> None:
+    score = {
+        "id": "s",
+        "name": "relevance",
+        "type": "AI",
+        "value": 0.5,
+        "label": "ok",
+        "comment": "why",
+        "created_ns": 7,
+    }
+    step = of_type("tool", scores=[score])
+    span = span_of(step)
+    [event] = span.events
+    assert (event.name, event.time_ns) == ("gen_ai.evaluation.result", 7)
+    assert event.attributes == {
+        "gen_ai.evaluation.name": "relevance",
+        "gen_ai.evaluation.score.value": 0.5,
+        "gen_ai.evaluation.score.label": "ok",
+        "gen_ai.evaluation.explanation": "why",
+    }
+    [told] = read_by(step, "openinference")["scores"]
+    assert told == {name: value for name, value in score.items() if name != "created_ns"}
+
+
+def test_where_a_model_is_called_is_told_as_a_server() -> None:
+    def told(endpoint: str) -> dict[str, Any]:
+        attributes = span_of(of_type("llm", generation={"prompt": "x", "model_endpoint": endpoint})).attributes
+        return {name: value for name, value in attributes.items() if name.startswith("server.")}
+
+    assert told("https://api.example.com/v1") == {"server.address": "api.example.com", "server.port": 443}
+    assert told("http://localhost:8080") == {"server.address": "localhost", "server.port": 8080}
+    assert told("http://[") == told("none") == {}
+
+
+def test_messages_of_other_providers_become_parts() -> None:
+    messages = [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm"},
+                {"type": "tool_use", "id": "a", "name": "search", "input": {"q": 1}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "dry"}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                {"type": "image_url", "image_url": {"url": "data:image/gif;base64,BBBB"}},
+                {"type": "input_image", "image_url": "https://x/y.png"},
+                {"type": "strange", "field": 1},
+            ],
+        },
+        {"type": "function_call", "call_id": "b", "name": "search", "arguments": '{"q":2}'},
+        {"type": "function_call_output", "call_id": "b", "output": "wet"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{not json"}},
+        "plain",
+    ]
+    step = of_type("llm", generation={"messages": messages})
+    told = json.loads(span_of(step).attributes["gen_ai.input.messages"])
+    assert [(each["role"], each["parts"]) for each in told] == [
+        (
+            "assistant",
+            [
+                {"type": "reasoning", "content": "hm"},
+                {"type": "tool_call", "name": "search", "id": "a", "arguments": {"q": 1}},
+            ],
+        ),
+        ("user", [{"type": "tool_call_response", "id": "a", "response": "dry"}]),
+        (
+            "user",
+            [
+                {"type": "blob", "modality": "image", "mime_type": "image/png", "content": "AAAA"},
+                {"type": "blob", "modality": "image", "mime_type": "image/gif", "content": "BBBB"},
+                {"type": "uri", "modality": "image", "uri": "https://x/y.png"},
+                {"type": "strange", "field": 1},
+            ],
+        ),
+        ("assistant", [{"type": "tool_call", "name": "search", "id": "b", "arguments": {"q": 2}}]),
+        ("tool", [{"type": "tool_call_response", "id": "b", "response": "wet"}]),
+        ("assistant", [{"type": "tool_call", "name": "f", "id": None, "arguments": "{not json"}]),
+        ("user", [{"type": "text", "content": "plain"}]),
+    ]
+    flat = span_of(step).attributes
+    assert (
+        flat["llm.input_messages.2.message.contents.0.message_content.image.image.url"] == "data:image/png;base64,AAAA"
+    )
+    assert flat["llm.input_messages.1.message.tool_call_id"] == "a"
+
+
+def test_a_span_that_was_cut_on_its_way_is_read_as_far_as_it_goes() -> None:
+    span = span_of(call())
+    attributes = dict(span.attributes)
+    attributes["gen_ai.input.messages"] = attributes["gen_ai.input.messages"][:20]
+    del attributes["metadata"]
+    span.attributes = attributes
+    step = step_of(span)
+    assert (step.id, step.thread_id, step.tags) == (call().id, "t-1", ["x"])
+    generation = json.loads(bytes(step.generation))
+    assert (generation["model"], generation["completion"], "messages" in generation) == ("gpt-4o", "Rainy", False)
+    attributes["stepwell.generation"] = "{"
+    attributes["stepwell.type"] = "strange"
+    assert step_of(span).type == "llm"  # as the conventions say

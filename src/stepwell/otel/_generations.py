@@ -14,12 +14,13 @@ from msgspec import UNSET, DecodeError, Raw, Struct, UnsetType, json
 
 from stepwell.model import Generation, StepRecord, Usage
 from stepwell.otel._parts import chat_message, chat_messages, listing, loads, mapping
-from stepwell.otel._reading import Attributes, json_payload, nested, read_json
+from stepwell.otel._reading import Attributes, Said, json_payload, nested, read_json
+from stepwell.otel._searches import embedded, found
 from stepwell.otel._spans import Span
 from stepwell.otel._tables import GENERATION, SETTINGS, TOKENS
 from stepwell.responses import parse_response
 
-__all__ = ["EVENTS", "Said", "Told", "generation_of", "told_by_events"]
+__all__ = ["EVENTS", "Told", "generation_of", "told_by_events"]
 
 Message = dict[str, Any]
 EVENTS: Final = {
@@ -38,13 +39,6 @@ _TOKENS_OF_LANGFUSE: Final = {
     "reasoning_tokens": ("output_reasoning_tokens",),
 }
 _encode: Final = json.Encoder().encode
-
-
-class Said(NamedTuple):
-    """Input and output as the span has them."""
-
-    input: Raw | UnsetType
-    output: Raw | UnsetType
 
 
 class Told(NamedTuple):
@@ -91,16 +85,16 @@ def generation_of(said: Attributes, span: Span, step: StepRecord, given: Said) -
     generation.stop_reason = _stop_reason(said.take_list("finish"))
     generation.model_endpoint = said.take_text("endpoint")
     generation.settings = _settings_of(said, generation)
-    generation.model = generation.model or generation.response_model
     generation.tools = _tools_of(said)
     if (variables := said.take("variables")) is not None:
         generation.variables = json_payload(variables)
     if step.type == "llm":
         given = _chat(generation, said, span, given)
     elif step.type == "embedding":
-        given = _embedded(said, given)
+        given = embedded(said, given)
     else:
-        given = _found(said, span, given)
+        given = found(said, span, given)
+    generation.model = generation.model or generation.response_model
     encoded = _encode(generation)
     return Told(given.input, given.output, UNSET if encoded == b"{}" else Raw(encoded))
 
@@ -116,7 +110,15 @@ def _usage_of(said: Attributes) -> Usage | None:
             count = next((each for each in counts if isinstance(each, int) and not isinstance(each, bool)), None)
             if getattr(usage, field) is None:
                 setattr(usage, field, count)
+    if raw := said.take_mapping("provider_usage"):
+        _fill_usage(usage, parse_response({"usage": raw}).usage)
     return _with_total(usage)
+
+
+def _fill_usage(usage: Usage, counts: Mapping[str, int]) -> None:
+    for field, count in counts.items():
+        if getattr(usage, field) is None:
+            setattr(usage, field, count)
 
 
 def _with_total(usage: Usage) -> Usage | None:
@@ -195,7 +197,7 @@ def _chat(generation: Generation, said: Attributes, span: Span, given: Said) -> 
     """Fill in what was asked and answered; return input and output as far as they are not the same."""
     asked, answered = _messages_of(said, span, generation)
     told = _take_exchange(generation, said, given)
-    _take_asked(generation, asked, _texts_of(said, "llm.prompts"), told.input)
+    told = told._replace(input=_take_asked(generation, asked, _texts_of(said, "llm.prompts"), told.input))
     completions = _texts_of(said, "llm.choices")
     if completions:
         generation.completion = _one_or_all(completions)
@@ -220,7 +222,7 @@ def _one_or_all(values: Sequence[Any]) -> Raw:
 
 def _take_exchange(generation: Generation, said: Attributes, given: Said) -> Said:
     """Fill in the provider's request and response, where input and output are these; return what else they are."""
-    request, response = _request_of(given.input, said), _response_of(given.output)
+    request, response = _request_of(generation, given.input, said), _response_of(given.output)
     if request is not UNSET:
         generation.provider_request = request
         given = given._replace(input=UNSET)
@@ -230,17 +232,36 @@ def _take_exchange(generation: Generation, said: Attributes, given: Said) -> Sai
     return given
 
 
-def _take_asked(generation: Generation, asked: list[Message], prompts: list[Any], given: Raw | UnsetType) -> None:
-    """Fill in messages or prompt; where the span names neither, they are in the request, or are the input."""
+def _take_asked(
+    generation: Generation, asked: list[Message], prompts: list[Any], given: Raw | UnsetType
+) -> Raw | UnsetType:
+    """Fill in messages or prompt; where the span names neither, they are in the request, or are the input.
+
+    Returns the input, unless it says nothing but messages and tools.
+    """
     if not asked and not prompts:
         request = generation.provider_request
         asked = _asked_in(given if request is UNSET else request)
         if not asked:
             generation.prompt = given
+        elif request is UNSET:
+            given = _take_tools(generation, given)
     if asked:
         generation.type, generation.messages = "chat", Raw(_encode(asked))
     elif prompts:
         generation.type, generation.prompt = "completion", _one_or_all(prompts)
+    return given
+
+
+def _take_tools(generation: Generation, given: Raw | UnsetType) -> Raw | UnsetType:
+    """Fill in the tools that stand beside messages; return the input, unless there is nothing else in it."""
+    body = None if given is UNSET else mapping(loads(given))
+    if body is None:
+        return UNSET
+    tools = listing(body.get("tools"))
+    if tools is not None and generation.tools is UNSET:
+        generation.tools = Raw(_encode([_nested_tool(tool) for tool in tools]))
+    return UNSET if body.keys() <= {"messages", "tools"} else given
 
 
 def _messages_of(said: Attributes, span: Span, generation: Generation) -> tuple[list[Message], list[Message]]:
@@ -320,7 +341,11 @@ def _tool_call(call: Mapping[str, Any]) -> Message:
 
 def _legacy(fields: Mapping[str, Any]) -> Message:
     """Return a message of OpenLLMetry's attributes before it took up the GenAI conventions."""
-    message: Message = {"role": fields.get("role", "user"), "content": read_json(fields.get("content"))}
+    content = fields.get("content")
+    parts = listing(read_json(content))
+    if parts and all("type" in (mapping(part) or ()) for part in parts):  # else it is a text that looks like a list
+        content = parts
+    message: Message = {"role": fields.get("role", "user"), "content": content}
     message |= {name: each for name, each in fields.items() if name not in ("role", "content", "tool_calls")}
     if (calls := listing(fields.get("tool_calls"))) is not None:
         message["tool_calls"] = [_tool_call(mapping(call) or {}) for call in calls]
@@ -346,18 +371,20 @@ def _asked_in(payload: Raw | UnsetType) -> list[Message]:
     return [message for each in items for message in chat_message(each)]
 
 
-def _request_of(payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
+def _request_of(generation: Generation, payload: Raw | UnsetType, said: Attributes) -> Raw | UnsetType:
     """Return what was sent to a provider, where the span has it."""
-    if (request := said.take("request")) is not None:
+    if (request := said.take("request")) is not None and (mapping(read_json(request)) or {}).keys() != {"model"}:
         return json_payload(request)
     try:
         request = None if payload is UNSET else _requests.decode(payload)
     except (DecodeError, UnicodeDecodeError, RecursionError):
         return UNSET
-    asks = request is not None and any(
-        each is not UNSET for each in (request.messages, request.input, request.prompt, request.contents)
-    )
-    return payload if asks else UNSET
+    if request is None or all(
+        each is UNSET for each in (request.messages, request.input, request.prompt, request.contents)
+    ):
+        return UNSET
+    generation.model = generation.model or request.model
+    return payload
 
 
 def _response_of(payload: Raw | UnsetType) -> Mapping[str, Any] | None:
@@ -382,9 +409,7 @@ def _take_response(generation: Generation, response: Mapping[str, Any]) -> Raw |
         if field in parsed.generation:
             setattr(generation, field, Raw(_encode(parsed.generation[field])))
     usage = generation.usage or Usage()
-    for field, count in parsed.usage.items():
-        if getattr(usage, field) is None:
-            setattr(usage, field, count)
+    _fill_usage(usage, parsed.usage)
     generation.usage = _with_total(usage)
     return UNSET if "message_completion" in parsed.generation else Raw(_encode(parsed.output))
 
@@ -395,55 +420,8 @@ def _take_output(generation: Generation, output: Raw) -> None:
         generation.message_completion = Raw(_encode(answered[0] if len(answered) == 1 else answered))
     elif bytes(output).startswith(b'"'):
         generation.completion = output
-
-
-# -- embeddings, searches, rankings
-
-
-def _embedded(said: Attributes, given: Said) -> Said:
-    members = said.take_family("embedding.embeddings")
-    if given.input is UNSET:
-        texts = [fields["embedding.text"] for fields in members if "embedding.text" in fields]
-        prompts = said.take_family("gen_ai.prompt")
-        messages = chat_messages(read_json(said.take("asked"))) or [
-            {"content": each.get("content")} for each in prompts
-        ]
-        texts = texts or [message.get("content") for message in messages]
-        if texts:
-            given = given._replace(input=Raw(_encode(texts[0] if len(texts) == 1 else texts)))
-    if given.output is UNSET:
-        vectors = [fields["embedding.vector"] for fields in members if "embedding.vector" in fields]
-        if vectors:
-            given = given._replace(output=Raw(_encode(vectors)))
-    return given
-
-
-def _found(said: Attributes, span: Span, given: Said) -> Said:
-    """Return the query and the documents of a search or a ranking."""
-    documents = [
-        *(_document(fields) for fields in said.take_family("retrieval.documents")),
-        *(_document(fields) for fields in said.take_family("reranker.output_documents")),
-        *(_hit(event.attributes) for event in span.events if event.name == "db.query.result"),
-    ]
-    ranked = [_document(fields) for fields in said.take_family("reranker.input_documents")]
-    if ranked:
-        query = UNSET if given.input is UNSET else given.input
-        given = given._replace(input=Raw(_encode({"query": None if query is UNSET else query, "documents": ranked})))
-    if documents:
-        if given.output is not UNSET:
-            said.rest["output.value"] = given.output
-        given = given._replace(output=Raw(_encode(documents)))
-    return given
-
-
-def _document(flat: Mapping[str, Any]) -> Message:
-    fields = {name.removeprefix("document."): value for name, value in flat.items()}
-    return {name: read_json(value) if name == "metadata" else value for name, value in fields.items()}
-
-
-def _hit(attributes: Mapping[str, Any]) -> Message:
-    fields = {name.removeprefix("db.query.result."): value for name, value in attributes.items()}
-    return {name: read_json(value) if name == "metadata" else value for name, value in fields.items()}
+        if generation.type == "chat":
+            generation.message_completion = Raw(b'{"role":"assistant","content":%s}' % bytes(output))
 
 
 # -- events, on spans (conventions v1.27 and v1.28, and some libraries since) and as log records

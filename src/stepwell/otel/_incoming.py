@@ -18,10 +18,10 @@ from msgspec import UNSET, Raw, UnsetType, json
 
 from stepwell._vocabulary import Status, StepType
 from stepwell.model import ErrorInfo, Score, StepRecord
-from stepwell.otel._generations import Said, generation_of
+from stepwell.otel._generations import generation_of
 from stepwell.otel._own import error_of, is_own, read_own
 from stepwell.otel._parts import chat_messages
-from stepwell.otel._reading import Attributes, json_payload, payload_of, read_json, text_payload
+from stepwell.otel._reading import Attributes, Said, json_payload, payload_of, read_json, text_payload
 from stepwell.otel._spans import CLIENT, INTERNAL, STATUS_ERROR, Span, hex_of, step_id_of
 from stepwell.otel._tables import TYPES
 
@@ -144,11 +144,13 @@ def _outcome_of(said: Attributes, span: Span) -> tuple[Status, ErrorInfo | None]
     failed = span.status == STATUS_ERROR or isinstance(type, str) or said.peek("level") == "ERROR"
     if not failed:
         return "success", None
-    said.take("error_type")
+    for slot in ("error_type", "level"):
+        said.take(slot)
     error = error_of(span) or ErrorInfo()
     error.type = error.type or (type if isinstance(type, str) else None)
-    if error.message is None and (span.message or isinstance(message, str)):
-        error.message = span.message or said.take_text("status_message")
+    error.message = error.message or span.message or (message if isinstance(message, str) else None)
+    if error.message == message:
+        said.take("status_message")
     cancelled = (error.type or "").rpartition(".")[2] in _CANCELLED
     return "cancelled" if cancelled else "failed", None if error == ErrorInfo() else error
 
@@ -212,7 +214,7 @@ def _metadata_of(said: Attributes, span: Span, origin: Origin) -> dict[str, Any]
     metadata = {**said.take_mapping("trace_metadata"), **said.take_mapping("metadata")}
     for name, value in said.left_over().items():
         prefix = next((each for each in _METADATA if name.startswith(each)), "")
-        metadata[name.removeprefix(prefix) or name] = value
+        metadata[name.removeprefix(prefix) or name] = json_payload(value) if prefix.startswith("langfuse.") else value
     if span.links:
         metadata["otel.links"] = [
             {"trace_id": hex_of(link.trace_id), "span_id": f"{link.span_id:016x}", **_attributes(link.attributes)}

@@ -30,7 +30,7 @@ from stepwell.otel._spans import (
 )
 from stepwell.otel._tables import GENERATION, KINDS, OPERATIONS, PROVIDERS, SETTINGS, TOKENS, Convention
 
-__all__ = ["CONVENTIONS", "attributes_of", "event_of", "span_of"]
+__all__ = ["CONVENTIONS", "event_of", "span_of"]
 
 CONVENTIONS: Final[tuple[Convention, ...]] = ("genai", "openinference")
 _CALLS: Final = frozenset({"llm", "embedding", "retrieval", "rerank"})
@@ -39,13 +39,8 @@ _MAX_TIME: Final = 2**64 - 1  # OTLP's times are fixed64
 _encode: Final = json.Encoder().encode
 
 
-def attributes_of(step: StepRecord, *, conventions: Collection[Convention] = CONVENTIONS) -> dict[str, Any]:
-    """Return the attributes of the span that a step is."""
-    return dict(span_of(step, conventions=conventions).attributes)
-
-
 def span_of(step: StepRecord, *, conventions: Collection[Convention] = CONVENTIONS) -> Span:
-    """Return the span that a step is; read by `records_of_span` it gives an equal step.
+    """Return the span that a step is; read by `step_of` it gives an equal step.
 
     A message of a chat is some five attributes in OpenInference's form, so their number has no bound: what sends spans
     must not cut them at OpenTelemetry's default of 128. Of payloads there is one copy for each convention, and one more

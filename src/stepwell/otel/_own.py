@@ -12,6 +12,7 @@ What must stay true:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, cast
 
 from msgspec import UNSET, DecodeError, Raw, json
@@ -28,6 +29,7 @@ VERSION: Final = 1
 _VERSION: Final = f"{PREFIX}version"
 _CARRIED: Final = f"{PREFIX}carried"
 _ABSENT: Final = f"{PREFIX}absent"
+_OF_GENERATION: Final = "generation."
 _PAYLOADS: Final = frozenset({"input", "output", "generation", "metadata"})
 # Text attributes that are JSON: payloads, parts with fields of their own, and numbers too large for an attribute.
 _IN_JSON: Final = _PAYLOADS | {
@@ -211,7 +213,7 @@ def _without_carried(generation: Raw, span: Span, carried: list[str]) -> Raw | b
         return generation
     for field, carriers in _GENERATION_CARRIERS.items():
         if field in members and (carrier := _carrier_of(members[field], carriers, span)) is not None:
-            carried.append(f"generation.{field}={carrier}")
+            carried.append(f"{_OF_GENERATION}{field}={carrier}")
             members[field] = _PLACE
     return _encode(members)
 
@@ -238,21 +240,30 @@ def read_own(span: Span) -> StepRecord:
     for name in _names(attributes.get(_ABSENT)):
         fields.pop(name, None)
     fields.update(_fields(StepRecord, attributes))
-    members: dict[str, Raw] | None = None
-    for entry in _names(attributes.get(_CARRIED)):
-        field, _, name = entry.partition("=")
-        try:
-            if field.startswith("generation."):
-                members = _members.decode(fields["generation"]) if members is None else members
-                field = field.removeprefix("generation.")
-                members[field] = _GENERATION_CARRIERS[field][name](span)
-            else:
-                fields[field] = _CARRIERS[field][name](span)
-        except _BROKEN:
-            continue
-    if members is not None:
-        fields["generation"] = Raw(_encode(members))
+    carried = [entry.partition("=") for entry in _names(attributes.get(_CARRIED))]
+    for field, _, name in carried:
+        with suppress(*_BROKEN):
+            fields[field] = _CARRIERS[field][name](span)
+    members = {
+        field.removeprefix(_OF_GENERATION): name for field, _, name in carried if field.startswith(_OF_GENERATION)
+    }
+    if members and "generation" in fields:
+        fields["generation"] = _with_carried(fields["generation"], members, span)
     return cast("StepRecord", _record("step", fields))
+
+
+def _with_carried(rest: Raw, members: Mapping[str, str], span: Span) -> Raw:
+    """Return a generation with its members that something else on the span holds, without those that it lost."""
+    try:
+        found = _members.decode(rest)
+    except _BROKEN:
+        return rest
+    for field, name in members.items():
+        try:
+            found[field] = _GENERATION_CARRIERS[field][name](span)
+        except _BROKEN:
+            found.pop(field, None)
+    return Raw(_encode(found))
 
 
 def read_event(event: LogEvent, kind: Literal["thread", "score"]) -> ThreadRecord | ScoreRecord:

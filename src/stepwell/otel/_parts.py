@@ -31,7 +31,7 @@ def loads(text: str | bytes) -> Any:
 
 def mapping(value: object) -> Body | None:
     """Return the value if it is a mapping."""
-    return cast("Body", value) if isinstance(value, Mapping) else None
+    return cast("Body", value) if type(value) is dict or isinstance(value, Mapping) else None  # the first is fast
 
 
 def listing(value: object) -> Sequence[Any] | None:

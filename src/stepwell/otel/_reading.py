@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from msgspec import DecodeError, Raw, json
+from msgspec import DecodeError, Raw, UnsetType, json
 
 from stepwell.otel._parts import listing, loads, mapping
 from stepwell.otel._tables import FAMILIES, SLOTS
 
-__all__ = ["Attributes", "json_payload", "nested", "payload_of", "read_json", "text_payload"]
+__all__ = ["Attributes", "Said", "json_payload", "nested", "payload_of", "read_json", "text_payload"]
 
 MAX_PARTS: Final = 12  # of a flat attribute's name
 _FAMILY: Final = re.compile(rf"({'|'.join(re.escape(name) for name in FAMILIES)})\.(\d{{1,9}})(?:\.(.+))?", re.DOTALL)
 _payload: Final = json.Decoder(Raw)
 _encode: Final = json.Encoder().encode
+
+
+class Said(NamedTuple):
+    """Input and output as the span has them."""
+
+    input: Raw | UnsetType
+    output: Raw | UnsetType
 
 
 class Attributes:

@@ -263,6 +263,7 @@ _READ: Final[dict[str, tuple[str, ...]]] = {
     "cost_output": ("llm.cost.completion",),
     "costs": ("langfuse.observation.cost_details",),
     "usage": ("langfuse.observation.usage_details",),
+    "provider_usage": ("gen_ai.usage.raw",),  # Logfire's: as the provider tells it
     "parameters": (
         *("llm.invocation_parameters", "embedding.invocation_parameters"),
         "langfuse.observation.model.parameters",

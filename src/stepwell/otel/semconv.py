@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from stepwell.otel._incoming import Origin, origin_of, step_of
 from stepwell.otel._logs import Events, records_of_events
-from stepwell.otel._outgoing import CONVENTIONS, attributes_of, event_of, span_of
+from stepwell.otel._outgoing import CONVENTIONS, event_of, span_of
 from stepwell.otel._spans import (
     CLIENT,
     INTERNAL,
@@ -39,7 +39,6 @@ __all__ = [
     "Span",
     "SpanEvent",
     "SpanLink",
-    "attributes_of",
     "event_of",
     "origin_of",
     "records_of_events",

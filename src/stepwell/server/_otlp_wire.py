@@ -275,7 +275,8 @@ def _value(value: Any) -> Any:
 
 
 def _fields(fields: Iterable[Any]) -> dict[str, Any]:
-    return {field.key: _value(field.value) for field in fields}
+    # Most are texts, and asking a message which of its fields is set costs more than reading it.
+    return {field.key: field.value.string_value or _value(field.value) for field in fields}
 
 
 def _id(id: bytes, what: str, size: int) -> int:
