@@ -72,6 +72,20 @@ def run(example: Path, cwd: Path, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def across_services(ran: Ran) -> None:
+    assert ran.lines == ["both got the same: True", "delivered: True"]
+    assert ran.outline == [
+        "run guide success",
+        "  tool ask_with_httpx success",
+        "    retrieval depth_of success",
+        "    retrieval depth_of success",
+        "  tool ask_with_urllib success",
+        "    retrieval depth_of success",
+        "    retrieval depth_of success",
+    ]
+    assert {(step.thread_id, step.user) for step in ran.steps} == {("stepwells", "ada")}
+
+
 def quickstart(ran: Ran) -> None:
     assert ran.lines[0] == "Rani ki Vav is about 28 metres deep."
     assert ran.outline == [
@@ -227,6 +241,7 @@ def nested_and_manual(ran: Ran) -> None:
 EXPECTED: dict[str, Callable[[Ran], None]] = {
     expectation.__name__: expectation
     for expectation in (
+        across_services,
         async_agents,
         chat_with_attachments,
         custom_exporter,

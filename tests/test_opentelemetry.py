@@ -295,7 +295,7 @@ def test_a_recorded_exception_is_an_event_and_no_failure(captured: Captured) -> 
     (event,) = captured.fields("x")["metadata"]["events"]
     assert (event["name"], event["time_ns"], captured.step("x").status) == ("exception", 3, "success")
     attributes = event["attributes"]
-    assert "ValueError: bad" in attributes.pop("exception.traceback")
+    assert "ValueError: bad" in attributes.pop("exception.stacktrace")
     assert attributes == {
         "exception.type": "ValueError",
         "exception.message": "bad",

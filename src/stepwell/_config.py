@@ -32,7 +32,7 @@ from stepwell.blobs import BlobStore
 if TYPE_CHECKING:  # loaded with the first record
     from stepwell._pipeline import Pipeline
     from stepwell._shipper import ExporterStats
-    from stepwell.exporters import Exporter
+    from stepwell.exporters import Exporter, SpanExporterLike
 
 __all__ = ["Stats", "configure", "flush", "reset", "shutdown", "stats"]
 
@@ -82,7 +82,7 @@ _state = _State()
 
 def configure(
     *,
-    export: str | Exporter | Sequence[str | Exporter] = UNSET,
+    export: str | Exporter | SpanExporterLike | Sequence[str | Exporter | SpanExporterLike] = UNSET,
     home: str | Path | None = UNSET,
     service: str | None = UNSET,
     environment: str | None = UNSET,
@@ -130,12 +130,12 @@ def _replace(old: Pipeline, timeout: float) -> None:
 
 def _open_exporters(settings: Settings, *, somebody_asked: bool) -> list[Exporter]:
     """Open the exporters. Where nobody asked, nobody can be told of a failure: one that failed gets a stand-in."""
-    from stepwell.exporters import UnopenedExporter, open_exporter  # with the record codec: recording does not need it
+    from stepwell.exporters import UnopenedExporter, adapted, open_exporter  # with the codec of records: rarely needed
 
     opened: list[Exporter] = []
     for item in settings.export:
         try:
-            opened.append(open_exporter(item, settings.home) if isinstance(item, str) else item)
+            opened.append(open_exporter(item, settings.home) if isinstance(item, str) else adapted(item))
         except Exception as error:
             if somebody_asked:
                 raise
@@ -286,8 +286,16 @@ def _drop(_: bytes) -> None:
 
 def flush(timeout: float = 5.0) -> bool:
     """Wait until all that was recorded is delivered, refused or dropped, at most `timeout` seconds; say if it is."""
+    deadline = time.monotonic() + timeout
+    appended = _append_held(deadline)
     pipeline = _state.pipeline
-    return not _state.early if pipeline is None else pipeline.flush(time.monotonic() + timeout)
+    return appended and (not _state.early if pipeline is None else pipeline.flush(deadline))
+
+
+def _append_held(deadline: float) -> bool:
+    """Have all be appended that is recorded elsewhere first, as spans of other libraries are."""
+    done = [source(deadline) for source in list(RECORDER.sources)]
+    return all(done)
 
 
 def shutdown(timeout: float = 5.0) -> bool:
@@ -295,6 +303,7 @@ def shutdown(timeout: float = 5.0) -> bool:
 
     What is not delivered in `timeout` seconds stays in the journal for the next process or `stepwell ship`.
     """
+    _append_held(time.monotonic() + timeout)
     with _state.lock:
         pipeline, _state.pipeline = _state.pipeline, None
         if pipeline is not None:
@@ -326,6 +335,7 @@ def _at_exit() -> None:
     """Deliver; from here on no thread can be started: waiting for one, the interpreter would never end."""
     timeout_s = (_state.settings or Settings()).exit_timeout
     deadline = time.monotonic() + timeout_s
+    _append_held(deadline)
     if not _state.lock.acquire(timeout=timeout_s):  # another thread opens an exporter, and that hangs
         return
     try:

@@ -37,6 +37,7 @@ __all__ = [
     "current_thread",
     "get_current",
     "step_of",
+    "step_types",
     "thread_of",
 ]
 
@@ -51,6 +52,7 @@ SPAN_KEY: Final[str] = next(iter(set_span_in_context(INVALID_SPAN, Context())))
 STEP_KEY: Final[str] = create_key("stepwell-step")
 THREAD_KEY: Final[str] = create_key("stepwell-thread")
 RUN_KEY: Final[str] = create_key("stepwell-run")
+step_types: Final[set[type]] = set()  # the class of steps, which is above this module, adds itself
 SUPPRESS_KEY: Final = "suppress_instrumentation"  # OpenTelemetry's: what runs under it is not to be recorded
 
 
@@ -65,8 +67,9 @@ def current_thread() -> Thread | None:
 
 
 def step_of(context: Context) -> Step | None:
-    """Return the innermost step of a context."""
-    return cast("Step | None", context.get(STEP_KEY))
+    """Return the innermost step of a context; one that others made the current span comes first."""
+    span = context.get(SPAN_KEY)
+    return cast("Step | None", span if type(span) in step_types else context.get(STEP_KEY))
 
 
 def thread_of(context: Context) -> Thread | None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, MutableMapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, Final, ParamSpec, Self, TypeVar, cast
+from typing import Any, Final, ParamSpec, Self, TypeGuard, TypeVar, cast
 
 from stepwell._checks import shown
 from stepwell._context import (
@@ -31,11 +31,11 @@ from stepwell._frames import hide_own_frame, named_as, wrap_for
 from stepwell._generating import Inside, drive, drive_async
 from stepwell._recorder import RECORDER
 from stepwell._thread import Thread
-from stepwell._values import first_pairs, is_short
+from stepwell._values import first_pairs, is_short, is_text
 from stepwell._vocabulary import MAX_ID_CHARACTERS, is_uuid
 from stepwell.errors import UsageError
 
-__all__ = ["bind", "bound_to", "carry_settings", "extract", "inject", "run_in"]
+__all__ = ["Block", "bind", "bound_to", "carry_settings", "continued", "extract", "inject", "run_in"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,6 +44,7 @@ MAX_HEADER_CHARACTERS: Final = 8192  # what W3C baggage may be long
 _THREAD_BAGGAGE: Final = "stepwell.thread_id"
 _USER_BAGGAGE: Final = "stepwell.user"
 _RUN_BAGGAGE: Final = "stepwell.root_run_id"
+_OURS: Final = frozenset({_THREAD_BAGGAGE, _USER_BAGGAGE, _RUN_BAGGAGE})
 _BLOCK_KEY: Final = create_key("stepwell-block")
 
 
@@ -103,7 +104,7 @@ def _calling(context: Context, function: Callable[..., Any]) -> Callable[..., An
 
 def _awaiting(context: Context, function: Callable[..., Any]) -> Callable[..., Any]:
     async def bound(*args: Any, **kwargs: Any) -> Any:
-        block = _Block(context)
+        block = Block(context)
         try:
             return await function(*args, **kwargs)
         except BaseException as error:
@@ -196,7 +197,9 @@ def _reduced_for_child(bound: _Bound) -> tuple[Any, ...]:
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
-    """Write the current step and thread into headers: W3C `traceparent` and `baggage`.
+    """Write the current step and thread into headers: W3C `traceparent` and `baggage`, which tells the user too.
+
+    For requests to services that may know both: whoever gets the headers can read them.
 
     >>> import stepwell as sw
     >>> headers = {}
@@ -209,40 +212,64 @@ def inject(headers: MutableMapping[str, str]) -> None:
 
 
 def _write(headers: MutableMapping[str, str], context: Context) -> None:
-    from opentelemetry import baggage  # loaded where used: only programs that cross processes need it
-    from opentelemetry.baggage.propagation import W3CBaggagePropagator
+    from opentelemetry.baggage.propagation import W3CBaggagePropagator  # loaded where used: few programs need it
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    thread, step = thread_of(context), step_of(context)
+    found: dict[str, str] = {}
     try:
         TraceContextTextMapPropagator().inject(headers, context)
-        if thread is not None:
-            context = baggage.set_baggage(_THREAD_BAGGAGE, thread.id, context)
-            if thread.user is not None:
-                context = baggage.set_baggage(_USER_BAGGAGE, thread.user, context)
-        if step is not None and step.root_run_id is not None:
-            context = baggage.set_baggage(_RUN_BAGGAGE, step.root_run_id, context)
-        W3CBaggagePropagator().inject(headers, context)
+        W3CBaggagePropagator().inject(found, _with_baggage(context))
+        for name, value in found.items():
+            headers[name] = value.replace("+", "%20")  # a space; others than Python's readers take a plus for one
     except Exception as error:  # noqa: BLE001 - the containment door
         RECORDER.fault("inject into headers", error)
 
 
+def _with_baggage(context: Context) -> Context:
+    """Put thread, user and run into the baggage: first, since what is beyond the limit of W3C is left out.
+
+    What others sent under our names goes no further: services behind this one take it from here on trust.
+    """
+    from opentelemetry import baggage
+
+    thread, step = thread_of(context), step_of(context)
+    ours = {
+        _THREAD_BAGGAGE: None if thread is None else thread.id,
+        _USER_BAGGAGE: None if thread is None else thread.user,
+        _RUN_BAGGAGE: context.get(RUN_KEY) if step is None else step.root_run_id,
+    }
+    told: dict[str, object] = {name: value for name, value in ours.items() if value is not None}
+    told |= {name: value for name, value in baggage.get_all(context).items() if name not in _OURS}
+    context = baggage.clear(context)
+    for name, value in told.items():
+        context = baggage.set_baggage(name, value, context)
+    return context
+
+
 @contextmanager
 def extract(headers: Mapping[str, str]) -> Generator[None]:
-    """Continue, for a block, the trace and thread that `inject` wrote into these headers in another process."""
-    context = get_current()
-    try:
-        context = _continued(headers, context)
-    except Exception as error:  # noqa: BLE001 - the containment door
-        RECORDER.fault("extract from headers", error)
-    block = _Block(context)
+    """Continue, for a block, the trace and thread that `inject` wrote into these headers in another process.
+
+    For headers of services that are trusted: they say in whose thread the steps are, and whether any are recorded.
+    """
+    block = Block(continued(headers))
     try:
         yield
     finally:
         block.leave()
 
 
-class _Block:
+def continued(headers: Mapping[str, str]) -> Context:
+    """Return the current context with what headers tell; as it is where they tell nothing. Never raises."""
+    context = get_current()
+    try:
+        return _continued(headers, context)
+    except Exception as error:  # noqa: BLE001 - the containment door
+        RECORDER.fault("extract from headers", error)
+        return context
+
+
+class Block:
     """What has made a context current, until it is left, wherever that may be.
 
     A block in a generator or coroutine can be left by another task or by the garbage collector: where neither the block
@@ -258,7 +285,7 @@ class _Block:
     def leave(self) -> None:
         current = get_current().get(_BLOCK_KEY)
         while current is not self:
-            if not isinstance(current, _Block):
+            if not isinstance(current, Block):
                 return
             current = current._previous.get(_BLOCK_KEY)
         attach(self._previous)
@@ -267,6 +294,11 @@ class _Block:
 def _is_header(value: object) -> bool:
     """Say whether it is text, or a list of texts as some servers give; anything else may have no end."""
     return issubclass(type(value), str | list | tuple) and is_short(value, MAX_HEADER_CHARACTERS)
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    """Say whether a thread or user can be called so: it is shown on pages and in terminals."""
+    return is_text(value) and 0 < len(value) <= MAX_ID_CHARACTERS and value.isprintable()
 
 
 def _continued(headers: Mapping[str, str], previous: Context) -> Context:
@@ -280,8 +312,8 @@ def _continued(headers: Mapping[str, str], previous: Context) -> Context:
         context = Context({key: value for key, value in context.items() if key != STEP_KEY})
     context = W3CBaggagePropagator().extract(lowered, context)
     thread_id, user = baggage.get_baggage(_THREAD_BAGGAGE, context), baggage.get_baggage(_USER_BAGGAGE, context)
-    if isinstance(thread_id, str) and 0 < len(thread_id) <= MAX_ID_CHARACTERS:
-        remote = Thread(RECORDER, thread_id, user=user if isinstance(user, str) else None)
+    if _is_name(thread_id):
+        remote = Thread(RECORDER, thread_id, user=user if _is_name(user) else None)
         context = Context({**context, THREAD_KEY: remote})
     run_id = baggage.get_baggage(_RUN_BAGGAGE, context)
     if isinstance(run_id, str) and is_uuid(run_id):  # it goes into records as it is

@@ -45,6 +45,12 @@ T = TypeVar("T")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _NOT_SAMPLED: Final = TraceFlags(TraceFlags.DEFAULT)
 MAX_EVENTS: Final = 1000
+_FIXED: Final = frozenset({str, int, float, bool, type(None)})
+_EXCEPTION: Final = {  # by OpenTelemetry's semantic conventions for exceptions
+    "type": "exception.type",
+    "message": "exception.message",
+    "traceback": "exception.stacktrace",
+}
 
 
 class Rest:
@@ -333,10 +339,11 @@ class StepSpan(Span):
         return SpanContext(int(self.trace_id, 16), span_id, is_remote=False, trace_flags=flags)
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        """Put an attribute into the metadata."""
+        """Put an attribute into the metadata, as it is now; a key that is no text, or empty, is passed over."""
         if self._live:
             try:
-                self.metadata[key] = value
+                if is_text(key) and str.__len__(key):
+                    self.metadata[str.__str__(key)] = _as_now(value)
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
 
@@ -344,32 +351,38 @@ class StepSpan(Span):
         """Put attributes into the metadata."""
         if self._live:
             try:
-                self.metadata.update(first_pairs(attributes))
+                self.metadata.update(_attributes(attributes))
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        """Keep an event in the metadata, under `events`."""
-        at = self.now_ns() if timestamp is None else timestamp
-        self._add("events", {"name": name, "time_ns": at}, attributes)
+        """Keep an event in the metadata, under `events`. `timestamp` is in nanoseconds since the epoch."""
+        if self._live:
+            known = type(timestamp) is int and 0 <= timestamp < 1 << 63
+            at = timestamp if known else self.now_ns()
+            self._add(
+                "events", {"name": str.__str__(name) if is_text(name) else shown(name), "time_ns": at}, attributes
+            )
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        """Keep a link to another span in the metadata, under `links`."""
-        try:
-            link = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-        except Exception:  # noqa: BLE001 - it is no such context
-            RECORDER.misuse(f"a link needs a span context, got {shown(context)}")
-        else:
-            self._add("links", link, attributes)
-
-    def _add(self, key: str, entry: dict[str, Any], attributes: Attributes) -> None:
+        """Keep a link to another span in the metadata, under `links`; to no span, only where something is said."""
         if self._live:
             try:
-                entries: list[Any] = self.metadata.setdefault(key, [])
-                if type(entries) is list and len(entries) < MAX_EVENTS:  # else the program has put something else there
-                    entries.append({**entry, "attributes": {} if attributes is None else first_pairs(attributes)})
-            except Exception as error:  # noqa: BLE001 - the containment door
-                RECORDER.fault("set attributes", error)
+                if not context.is_valid and not attributes and not context.trace_state:
+                    return
+                link = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+            except Exception:  # noqa: BLE001 - it is no such context
+                RECORDER.misuse(f"a link needs a span context, got {shown(context)}")
+            else:
+                self._add("links", link, attributes)
+
+    def _add(self, key: str, entry: dict[str, Any], attributes: Attributes) -> None:
+        try:
+            entries: list[Any] = self.metadata.setdefault(key, [])
+            if type(entries) is list and len(entries) < MAX_EVENTS:  # else the program has put something else there
+                entries.append({**entry, "attributes": {} if attributes is None else _attributes(attributes)})
+        except Exception as error:  # noqa: BLE001 - the containment door
+            RECORDER.fault("set attributes", error)
 
     def update_name(self, name: str) -> None:
         """Rename the step."""
@@ -377,13 +390,20 @@ class StepSpan(Span):
             self.name = str.__str__(name) if is_text(name) else shown(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        """Set the outcome by OpenTelemetry's rules: OK is final, UNSET does nothing."""
-        code, text = (status.status_code, status.description) if type(status) is Status else (status, description)
-        if code is StatusCode.OK:
+        """Set the outcome by OpenTelemetry's rules: OK is final, UNSET does nothing, the last ERROR counts.
+
+        An ERROR that says nothing leaves standing what was said before.
+        """
+        if not self._live:
+            return
+        given: Any = status
+        if issubclass(type(given), Status):
+            given, description = given.status_code, given.description
+        if given is StatusCode.OK:
             self.succeed()
-        elif code is StatusCode.ERROR and text is not None and not (is_text(text) and not str.__len__(text)):
-            self.fail(text)
-        elif code is StatusCode.ERROR and self._live and self._more().outcome is None:
+        elif given is StatusCode.ERROR and is_text(description) and str.__len__(description):
+            self.fail(description)
+        elif given is StatusCode.ERROR and self._more().outcome is None:
             self._more().outcome = "failed"  # what is raised later may still say why
 
     def record_exception(
@@ -395,11 +415,26 @@ class StepSpan(Span):
     ) -> None:
         """Keep an exception as an event; by OpenTelemetry's rules that alone is no failure."""
         if self._live:
-            described = orjson.loads(describe_error(RECORDER, exception))
-            event = {f"exception.{key}": value for key, value in described.items()}
-            event["exception.escaped"] = "True" if escaped is True else "False"
             try:
-                event.update({} if attributes is None else first_pairs(attributes))
+                described = orjson.loads(describe_error(RECORDER, exception))
+                event = {_EXCEPTION[key]: value for key, value in described.items()}
+                event["exception.escaped"] = "True" if escaped is True else "False"
+            except Exception as error:  # noqa: BLE001 - the containment door
+                RECORDER.fault("set attributes", error)
+                return
+            try:
+                event.update({} if attributes is None else _attributes(attributes))
             except Exception as error:  # noqa: BLE001 - the containment door
                 RECORDER.fault("set attributes", error)
             self.add_event("exception", event, timestamp)
+
+
+def _as_now(value: Any) -> Any:
+    """Return an attribute's value as it is now: what may change later is read back from its JSON."""
+    return value if type(value) in _FIXED else orjson.loads(RECORDER.encode(value))
+
+
+def _attributes(given: Any) -> dict[str, Any]:
+    """Return attributes with those keys that OpenTelemetry allows; raises what the mapping raises."""
+    pairs = first_pairs(given).items()
+    return {str.__str__(key): _as_now(value) for key, value in pairs if is_text(key) and str.__len__(key)}

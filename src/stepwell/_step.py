@@ -21,7 +21,17 @@ import orjson
 from opentelemetry.trace import Span
 
 from stepwell._checks import shown
-from stepwell._context import RUN_KEY, SPAN_KEY, STEP_KEY, SUPPRESS_KEY, THREAD_KEY, Context, attach, get_current
+from stepwell._context import (
+    RUN_KEY,
+    SPAN_KEY,
+    STEP_KEY,
+    SUPPRESS_KEY,
+    THREAD_KEY,
+    Context,
+    attach,
+    get_current,
+    step_types,
+)
 from stepwell._details import GENERATION_KEYS, describe_error, outcome_of
 from stepwell._place import Place, as_uuid
 from stepwell._recorder import MAX_LABEL_CHARACTERS, RECORDER
@@ -430,5 +440,6 @@ def _add_rest(parts: list[bytes], rest: Rest) -> None:
         parts.append(b',"downgraded_from":"llm"')
 
 
+step_types.add(Step)
 _OFF: Final = Place(_NO_ID, 0)
 _OFF.sampled = False

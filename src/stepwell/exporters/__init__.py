@@ -10,11 +10,12 @@ Retry, splitting and dead letters are the shipper's. Credentials in a URL are in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, runtime_checkable
 
 from stepwell._checks import without_credentials
 from stepwell.errors import ExportError, UsageError
@@ -23,7 +24,7 @@ from stepwell.model import Record, decode_record
 if TYPE_CHECKING:  # slow to import
     from importlib.metadata import EntryPoints
 
-__all__ = ["Batch", "Exporter", "UnopenedExporter", "open_exporter"]
+__all__ = ["Batch", "Exporter", "SpanExporterLike", "UnopenedExporter", "adapted", "open_exporter"]
 
 
 class Batch:
@@ -64,6 +65,18 @@ class Exporter(Protocol):
         ...
 
 
+class SpanExporterLike(Protocol):
+    """An exporter of spans made for OpenTelemetry's SDK: `configure` takes it too, and gives it steps as spans."""
+
+    def export(self, spans: Any, /) -> Any:
+        """Send spans of the SDK."""
+        ...
+
+    def shutdown(self) -> Any:
+        """Let go of what it holds."""
+        ...
+
+
 class UnopenedExporter:
     """Stands for a URL that could not be opened when nobody could be told: each batch tries again, records wait."""
 
@@ -97,12 +110,18 @@ _BUILT_IN: Final = {
     "http": "stepwell.exporters.http:HttpExporter.from_url",
     "https": "stepwell.exporters.http:HttpExporter.from_url",
     "jsonl": "stepwell.exporters.jsonl:JsonLinesExporter.from_url",
+    "otlp": "stepwell.exporters.otlp:OtlpExporter.from_url",
+    "otlp+grpc": "stepwell.exporters.otlp:OtlpExporter.from_url",
+    "otlp+grpcs": "stepwell.exporters.otlp:OtlpExporter.from_url",
+    "otlp+http": "stepwell.exporters.otlp:OtlpExporter.from_url",
+    "otlp+https": "stepwell.exporters.otlp:OtlpExporter.from_url",
     "sqlite": "stepwell.exporters.sqlite:StoreExporter.from_url",
 }
 
 
 def open_exporter(url: str, home: Path | None) -> Exporter:
-    """Open the exporter of a URL: `memory:` `console:` `jsonl:PATH` `sqlite:PATH` `http(s)://HOST` or a plug-in's.
+    """Open the exporter of a URL: `memory:` `console:` `jsonl:PATH` `sqlite:PATH` `http(s)://HOST`
+    `otlp+http(s)://HOST` `otlp+grpc(s)://HOST` `otlp:` or a plug-in's.
 
     `home` is the recorder's folder, None when it keeps nothing on disk; `sqlite:` alone means `<home>/steps.db`.
     Raises `UsageError` for an unknown scheme or a URL the exporter can't use.
@@ -112,6 +131,15 @@ def open_exporter(url: str, home: Path | None) -> Exporter:
         named = without_credentials(url)
         raise UsageError(f"export={named!r} is not a URL: expected SCHEME:..., with one of {', '.join(_schemes())}")
     return _factory(scheme, url)(url, home)
+
+
+def adapted(exporter: Exporter | SpanExporterLike) -> Exporter:
+    """Return an exporter as it is, and one made for OpenTelemetry's SDK in an adapter."""
+    sdk = sys.modules.get("opentelemetry.sdk.trace.export")  # who has made one has loaded it
+    if sdk is not None and isinstance(exporter, sdk.SpanExporter):
+        adapter: Callable[[object], Exporter] = import_module("stepwell.exporters.otlp").SpanExporterAdapter
+        return adapter(exporter)
+    return cast("Exporter", exporter)
 
 
 def _factory(scheme: str, url: str) -> ExporterFactory:

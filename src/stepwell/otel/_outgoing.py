@@ -237,6 +237,8 @@ def _genai_of_type(facts: _Facts) -> dict[str, Any]:
 
 
 def _settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if not settings:  # as of most steps
+        return
     for attribute, names in SETTINGS:
         value = next((settings[name] for name in names if settings.get(name) is not None), None)
         if attribute.endswith(("stop_sequences", "encoding_formats")):
@@ -320,6 +322,8 @@ def _shown(which: str, payload: Raw | UnsetType, value: object) -> dict[str, Any
 
 
 def _costs(cost: object) -> dict[str, Any]:
+    if cost is None:
+        return {}
     if _number(cost):
         return {"llm.cost.total": cost}
     parts = mapping(cost) or {}
