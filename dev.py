@@ -33,6 +33,11 @@ STEPS = [
     ("benchmark, soak", ["python", "-W", "error", "benchmarks/soak.py", "--smoke"]),
     ("benchmark, store", ["python", "-W", "error", "benchmarks/store.py", "--smoke"]),
     ("benchmark, server", ["python", "-W", "error", "benchmarks/server.py", "--smoke"]),
+    ("benchmark, reading", ["python", "-W", "error", "benchmarks/reading.py", "--smoke"]),
+    ("benchmark, rollups", ["python", "-W", "error", "benchmarks/rollups.py", "--smoke"]),
+    ("benchmark, search", ["python", "-W", "error", "benchmarks/search.py", "--smoke"]),
+    ("benchmark, OTLP in", ["python", "-W", "error", "benchmarks/otlp.py", "--smoke"]),
+    ("benchmark, OTLP out", ["python", "-W", "error", "benchmarks/otlp_out.py", "--smoke"]),
     ("benchmark, memory", ["python", "-W", "error", "benchmarks/memory.py", "--smoke"]),
 ]
 
@@ -71,7 +76,7 @@ def demo() -> None:
 def test(options: list[str]) -> None:
     """Run every check, or with options only pytest."""
     variables = environment(ENVIRONMENT)
-    install(variables, "--editable", ".[cli]", "--group", "dev")
+    install(variables, "--editable", ".[cli,otlp,server]", "--group", "dev")
     if options:
         run(["python", "-m", "pytest", *options], variables)
         return
