@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -700,3 +701,39 @@ def test_any_updates_in_any_batches_merge_as_the_plainest_merge_does(
 
 def plain(payload: object) -> object:
     return json.decode(payload) if isinstance(payload, Raw) else None
+
+
+def test_a_child_forked_while_stores_are_opened_can_open_them_too(tmp_path: Path) -> None:
+    program = """
+        import os, signal, sys, threading, time
+        # of another library, which takes its time between ours and the fork
+        os.register_at_fork(before=lambda: time.sleep(0.01))
+        from pathlib import Path
+        from stepwell.store.sqlite import SqliteStore
+        folder, done = Path(sys.argv[1]), threading.Event()
+        opening = folder / "0.db"
+        def open_stores():
+            global opening
+            number = 0
+            while not done.is_set():
+                number += 1
+                opening = folder / f"{number}.db"
+                SqliteStore(opening).close()
+        thread = threading.Thread(target=open_stores)
+        thread.start()
+        statuses = []
+        for _ in range(40):
+            path = opening
+            pid = os.fork()
+            if pid == 0:
+                signal.alarm(20)
+                SqliteStore(path).add([b'{"kind": "step", "id": "a"}'])
+                os._exit(0)
+            statuses.append(os.waitpid(pid, 0)[1])
+        done.set()
+        thread.join()
+        print(statuses)
+    """
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)]
+    ended = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, timeout=110, check=False)
+    assert (ended.returncode, ended.stderr, ended.stdout.strip()) == (0, "", str([0] * 40))

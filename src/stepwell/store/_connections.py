@@ -60,12 +60,16 @@ class Connections:
         self._writer: sqlite3.Connection | None = None
         self._idle: list[sqlite3.Connection] = []
         self._make_locks()
-        _open.add(self)  # before: a fork must wait for what is being opened, too
+        with _forks.gate:  # nothing begins to open while a fork is prepared, and what has begun is waited for
+            self._write_lock.acquire()
+            _open.add(self)
         try:
             self._open_first()
         except BaseException:
             _open.discard(self)
             raise
+        finally:
+            self._write_lock.release()
 
     def _open_first(self) -> None:
         with self._mapped():
@@ -73,8 +77,7 @@ class Connections:
                 with self._readers:
                     self._idle.append(self._open_reader())
             else:
-                with self._write_lock:
-                    self._writer = self._open_writer()
+                self._writer = self._open_writer()
 
     def _make_locks(self) -> None:
         self._write_lock = threading.Lock()
@@ -318,24 +321,30 @@ _open: weakref.WeakSet[Connections] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection | None] = []  # closing them would take the parent's locks away
 
 
-_held: dict[int, list[threading.Lock | threading.Condition]] = {}  # by thread, while it forks
+class _Forks:
+    """What is locked while a thread forks, by thread, and the gate that is closed meanwhile."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self._held: dict[int, list[threading.Lock | threading.Condition]] = {}
+
+    def prepare(self) -> None:
+        held = self._held[threading.get_ident()] = []
+        if self.gate.acquire(timeout=_FORK_WAIT_S):
+            held.append(self.gate)
+        for connections in list(_open):
+            held += connections.pause()
+
+    def go_on(self) -> None:
+        for lock in reversed(self._held.pop(threading.get_ident(), [])):
+            lock.release()
+
+    def begin_anew(self) -> None:
+        self.gate = threading.Lock()
+        self._held.clear()
+        for connections in list(_open):
+            connections.disown()
 
 
-def _before_fork() -> None:
-    held = _held[threading.get_ident()] = []
-    for connections in list(_open):
-        held += connections.pause()
-
-
-def _after_fork_in_parent() -> None:
-    for lock in reversed(_held.pop(threading.get_ident(), [])):
-        lock.release()
-
-
-def _after_fork_in_child() -> None:
-    _held.clear()
-    for connections in list(_open):
-        connections.disown()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+_forks: Final = _Forks()
+os.register_at_fork(before=_forks.prepare, after_in_parent=_forks.go_on, after_in_child=_forks.begin_anew)
