@@ -27,7 +27,7 @@ from msgspec import Struct
 from stepwell._vocabulary import ScoreType
 from stepwell.errors import UsageError
 from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
-from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Rollup, RollupQuery, UserRow
+from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Facets, Rollup, RollupQuery, UserRow
 
 __all__ = [
     "MAX_PAGE",
@@ -36,6 +36,7 @@ __all__ = [
     "Deleted",
     "Dimension",
     "Every",
+    "Facets",
     "Feedback",
     "Found",
     "Order",
@@ -85,10 +86,14 @@ class AddResult:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some rows in order; `next_cursor` continues after them, None where they end."""
+    """Some rows in order; `next_cursor` continues after them, None where they end.
+
+    `previous_cursor` leads back: in the other order it continues with what is before them.
+    """
 
     items: list[T]
     next_cursor: str | None = None
+    previous_cursor: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,7 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     `error_message` is the first 200 characters. `cost` is the number that the generation names, its `total`, or the sum
     of its parts, in whatever currency it is in. `feedback` is the label of the score of that name
     that was made last (by `created_ns`, then by arrival), None where that is neither `positive` nor `negative`.
+    `input_preview` and `output_preview` are the beginnings of what was asked and answered, of what `Store.runs` lists.
     """
 
     id: str
@@ -141,18 +147,24 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     ttft_ns: int | None = None
     request_id: str | None = None
     feedback: Feedback | None = None
+    input_preview: str | None = None
+    output_preview: str | None = None
 
 
 class RunRow(StepRow, frozen=True, omit_defaults=False):
-    """A top-level run, or any step without a parent, with sums over the step itself and all steps below it."""
+    """What `Store.runs` lists, with sums over it and all below; `spent` is the cost of model calls, where known."""
 
     steps: int = 1
     errors: int = 0
     tokens: int = 0
+    tools: int = 0
+    spent: float | None = None
 
 
 class ThreadRow(Struct, frozen=True, omit_defaults=True):
-    """A thread as lists show it, with sums over its steps. `user` is the user's identifier, else the user's id."""
+    """A thread as lists show it, with sums over its steps. `user` is the user's identifier, else the user's id.
+    `asked` and `answered` are previews of the first message or run, and of the last.
+    """
 
     id: str
     name: str | None = None
@@ -165,6 +177,8 @@ class ThreadRow(Struct, frozen=True, omit_defaults=True):
     steps: int = 0
     errors: int = 0
     tokens: int = 0
+    asked: str | None = None
+    answered: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +203,8 @@ class StepFilter:
     `tag_any`: a step must have one of them. `ids` and `trace_ids`: at most 1000, and none at all keep no step.
     Tokens are the total's. A step has an error when it failed, or its record has an error's type or message.
     `metadata` maps dotted paths to values: `{"request.attempt": 1}`; strings, numbers, booleans and None (JSON `null`)
-    are told apart.
+    are told apart. `outline_only` keeps what a conversation shows: what `root_only` keeps, and messages. `none_of`
+    leaves out the steps that any of those filters keeps.
 
     `text` finds words in names, inputs, outputs, messages, errors and metadata (there also keys): all `words`, an
     `"exact phrase"`, the beginning of a word `prefix*`, and none of `-word`; case and accents don't matter. A message
@@ -231,6 +246,8 @@ class StepFilter:
     max_cost: float | None = None
     root_only: bool = False
     text: str | None = None
+    outline_only: bool = False
+    none_of: Sequence[StepFilter] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +350,10 @@ class Store(Protocol):
         self, filter: ThreadFilter = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
     ) -> Page[ThreadRow]:
         """List threads by latest activity, with the sums of their steps."""
+        ...
+
+    def facets(self, filter: StepFilter = ...) -> Facets:
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
         ...
 
     def scores(

@@ -238,7 +238,7 @@ class Connections:
 
     def _prepare_writer(self, db: sqlite3.Connection) -> None:
         version = read_version(db, self.name)
-        db.execute("PRAGMA page_size = 8192")
+        db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA journal_size_limit = {self._wal_limit_bytes}")

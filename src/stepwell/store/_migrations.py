@@ -196,6 +196,8 @@ _INDEXED: Final = (
 )
 
 _VERSION_3: Final = (
+    "ALTER TABLE steps ADD COLUMN input_preview TEXT",
+    "ALTER TABLE steps ADD COLUMN output_preview TEXT",
     """
     UPDATE steps SET feedback = (
         SELECT CASE WHEN c.label IN ('positive', 'negative') THEN c.label END
@@ -226,16 +228,20 @@ _VERSION_3: Final = (
     """,
     "CREATE INDEX steps_user ON steps (user, start_ns) WHERE user IS NOT NULL",
     "CREATE INDEX steps_service ON steps (service, start_ns) WHERE service IS NOT NULL",
-    "CREATE INDEX steps_type ON steps (type, start_ns)",
-    "CREATE INDEX steps_name ON steps (name, start_ns) WHERE name IS NOT NULL",
     "CREATE INDEX steps_error_type ON steps (error_type, start_ns) WHERE error_type IS NOT NULL",
     """
     CREATE INDEX steps_errors ON steps (start_ns)
     WHERE status IS 'failed' OR error_type IS NOT NULL OR error_message IS NOT NULL
     """,
     "CREATE INDEX steps_judged ON steps (start_ns) WHERE feedback IS NOT NULL",
-    "CREATE INDEX steps_top_status ON steps (status, start_ns) WHERE parent_id IS NULL OR root_run_id = id",
-    "CREATE INDEX steps_top_agent_id ON steps (agent_id, start_ns) WHERE parent_id IS NULL OR root_run_id = id",
+    """
+    CREATE INDEX steps_top_unsuccessful ON steps (status, start_ns)
+    WHERE status <> 'success' AND (parent_id IS NULL OR root_run_id = id)
+    """,
+    """
+    CREATE INDEX steps_top_agent_id ON steps (agent_id, start_ns)
+    WHERE agent_id IS NOT NULL AND (parent_id IS NULL OR root_run_id = id)
+    """,
     "CREATE INDEX threads_user_name ON threads (user_name)",
     "CREATE INDEX threads_user_id ON threads (json_extract(user, '$.id'))",
     "CREATE INDEX scores_created ON scores (ifnull(created_ns, -1))",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stepwell.errors import UsageError
+from stepwell.model import MESSAGE_TYPES
 from stepwell.store import MAX_PAGE, Order, Scalar, ScoreQuery, StepFilter, ThreadFilter
 from stepwell.store._rows import pack_id, pack_trace_id
 
@@ -25,12 +26,11 @@ MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
 _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
 # What `Store.runs` lists; the words are those of the index `steps_top`, or SQLite would not use it.
 _TOP: Final = "(s.parent_id IS NULL OR s.root_run_id = s.id)"
+MESSAGES: Final = ", ".join(f"'{name}'" for name in sorted(MESSAGE_TYPES))
 _EQUAL: Final = (
     *("name", "model", "provider", "thread_id", "user", "environment", "service", "release"),
     *("error_type", "feedback"),
 )
-# Columns with an index of which most steps may have the same value: it serves where nothing else does.
-_WIDE: Final = ("name", "service", "type")
 _ONE_OF: Final = ("type", "status", "agent_id")
 _NARROW: Final = (
     *("ids", "trace_ids", "trace_id", "root_run_id", "parent_id", "thread_id", "user", "agent_id", "model", "tag"),
@@ -89,7 +89,15 @@ class Keyset:
 
     def next(self, time_ns: int, number: int) -> str:
         """Return the cursor that continues after this row."""
-        return base64.urlsafe_b64encode(_CURSOR.pack(self._mark, time_ns, number)).decode()
+        return self._name(self._mark, time_ns, number)
+
+    def previous(self, time_ns: int, number: int) -> str:
+        """Return the cursor that, in the other order, continues with what is before this row."""
+        other = b"a" if self.direction == "DESC" else b"d"
+        return self._name(self._mark[:1] + other, time_ns, number)
+
+    def _name(self, mark: bytes, time_ns: int, number: int) -> str:
+        return base64.urlsafe_b64encode(_CURSOR.pack(mark, time_ns, number)).decode()
 
 
 def id_range(packed: bytearray | bytes) -> tuple[bytearray, bytearray]:
@@ -182,37 +190,46 @@ def _where_steps(filter: StepFilter) -> Where:
     where = Where()
     for column in _EQUAL:
         if (value := getattr(filter, column)) is not None:
-            where.add(f"{_indexed(column, filter)} = ?", value)
+            where.add(f"{_column(column, filter)} = ?", value)
     for bound, term in _BOUNDS.items():
         if (value := getattr(filter, bound)) is not None:
             where.add(term, _number(value))
     for column in _ONE_OF:
         if wanted := _several(getattr(filter, column)):
-            where.add(f"{_indexed(column, filter)} IN ({', '.join('?' * len(wanted))})", *wanted)
+            where.add(f"s.{column} IN ({', '.join('?' * len(wanted))})", *wanted)
     if (statuses := _several(filter.status)) and "success" not in statuses:
         where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
-    if filter.root_only:
-        where.add(_TOP)
     _add_flags(where, filter)
     _add_ids(where, filter)
     _add_judgements(where, filter)
     if filter.metadata:
         _add_metadata(where, filter.metadata)
+    _add_unwanted(where, filter)
     return where
 
 
-def _indexed(column: str, filter: StepFilter) -> str:
-    """Return the column; behind a plus where SQLite, to which all columns are alike, had better search by another."""
-    if column not in _WIDE:
-        return f"s.{column}"
+def _add_unwanted(where: Where, filter: StepFilter) -> None:
+    for other in filter.none_of:
+        unwanted = _where_steps(other)
+        _add_tags(unwanted, _several(other.tag))
+        _add_times(unwanted, other, "s.start_ns")
+        where.add(f"NOT ifnull(({unwanted.sql()}), 0)", *unwanted.values)
+
+
+def _column(name: str, filter: StepFilter) -> str:
+    """Return a column; the service's behind a plus where SQLite, to which all are alike, had better use another index:
+    most steps may be of the same one.
+    """
     statuses = _several(filter.status)
-    narrower = (*_NARROW, *_WIDE[: _WIDE.index(column)])
-    if any(getattr(filter, name) for name in narrower) or (statuses and "success" not in statuses):
-        return f"+s.{column}"
-    return f"s.{column}"
+    is_narrowed = any(getattr(filter, other) for other in _NARROW) or (statuses and "success" not in statuses)
+    return f"+s.{name}" if name == "service" and is_narrowed else f"s.{name}"
 
 
 def _add_flags(where: Where, filter: StepFilter) -> None:
+    if filter.root_only:
+        where.add(_TOP)
+    if filter.outline_only:
+        where.add(f"({_TOP} OR s.type IN ({MESSAGES}))")
     if filter.has_error is not None:
         where.add(_HAS_ERROR if filter.has_error else f"NOT {_HAS_ERROR}")
     if filter.has_feedback is not None:

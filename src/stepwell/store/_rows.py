@@ -9,6 +9,7 @@ and absent columns are left out of the statement (see `_write`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -25,8 +26,9 @@ from stepwell.model import (
     Usage,
     User,
 )
-from stepwell.store import RunRow, StepRow, ThreadRow
+from stepwell.store import Facets, RunRow, StepRow, ThreadRow
 from stepwell.store._messages import Bodies
+from stepwell.store._previews import Previews
 
 Packed = Any  # bytearray | str | None: a union here costs the packing code a check a column
 Stored = bytes | str | None
@@ -38,7 +40,7 @@ OPTIONAL_STEP_COLUMNS: Final = (
     *("environment", "service", "release", "user"),
     *("model", "provider", "input_tokens", "output_tokens", "total_tokens"),
     *("cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "cost", "ttft_ns", "request_id"),
-    *("error_message", "agent_id"),
+    *("error_message", "agent_id", "input_preview", "output_preview"),
 )
 PAYLOAD_COLUMNS: Final = (
     *("input", "output", "generation", "metadata", "error", "attachments", "active_ns", "sdk", "refs", "pack"),
@@ -56,15 +58,16 @@ SCORE_COLUMNS: Final = (
     *("step_id", "id", "name", "type", "value", "label", "comment", "tags", "created_ns", "named_step"),
 )
 UNKNOWN_NS: Final = -1
-REFS_BIT: Final = 0x800000000
-PACK_BIT: Final = 0x1000000000
-METADATA_BIT: Final = 0x40000000
+REFS_BIT: Final = 0x2000000000
+PACK_BIT: Final = 0x4000000000
+METADATA_BIT: Final = 0x100000000
 
 _HEAD: Final = 18  # characters of a UUID that spell its first 8 bytes
 
 _GENERATION_BITS: Final = 0x7C000
 MAX_ERROR_CHARACTERS: Final = 200  # of the message that lists show
 _MAX_COST: Final = 1e15
+_FACETS: Final = 8
 _NO_USAGE: Final = Usage()
 _encode = json.Encoder().encode
 _tags = json.Decoder(list[str])
@@ -126,7 +129,7 @@ class StepPacker:
         self._trace_ids = _Packed(pack_trace_id)
 
     def pack(
-        self, step: StepRecord, generation: Generation | None, *, has_refs: bool
+        self, step: StepRecord, generation: Generation | None, previews: Previews, *, has_refs: bool
     ) -> tuple[int, list[Any], list[Any]]:
         """Return the row's shape, its values for `steps` and its values for `payload`, each after a place for `number`.
 
@@ -143,7 +146,7 @@ class StepPacker:
         shape = self._pack_links(step, row) | _pack_details(step, row) | _pack_origin(step, row)
         if generation is not None:
             shape |= _pack_generation(generation, row)
-        shape |= _pack_late_columns(step, row)
+        shape |= _pack_late_columns(step, previews, row)
         payload: list[Any] = [0]
         shape |= _pack_payload(step, payload)
         if has_refs:
@@ -262,7 +265,7 @@ def total_cost(payload: Raw) -> float | None:
     return float(total) if numbers else None
 
 
-def _pack_late_columns(step: StepRecord, row: list[Any]) -> int:
+def _pack_late_columns(step: StepRecord, previews: Previews, row: list[Any]) -> int:
     shape = 0
     if (error := step.error) is not None and error.message is not None:
         row.append(error.message[:MAX_ERROR_CHARACTERS])
@@ -270,6 +273,13 @@ def _pack_late_columns(step: StepRecord, row: list[Any]) -> int:
     if (agent_id := step.agent_id) is not None:
         row.append(agent_id)
         shape |= 0x4000000
+    asked, said = previews
+    if asked is not None:
+        row.append(asked)
+        shape |= 0x8000000
+    if said is not None:
+        row.append(said)
+        shape |= 0x10000000
     return shape
 
 
@@ -277,28 +287,28 @@ def _pack_payload(step: StepRecord, row: list[Any]) -> int:
     shape = 0
     if (value := step.input) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape = 0x8000000
+        shape = 0x20000000
     if (value := step.output) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x10000000
+        shape |= 0x40000000
     if (value := step.generation) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x20000000
+        shape |= 0x80000000
     if (value := step.metadata) is not UNSET:
         row.append(str(value, "utf-8"))
-        shape |= 0x40000000
+        shape |= 0x100000000
     if (error := step.error) is not None:
         row.append(_encode(error).decode())
-        shape |= 0x80000000
+        shape |= 0x200000000
     if (attachments := step.attachments) is not None:
         row.append(_encode(attachments).decode())
-        shape |= 0x100000000
+        shape |= 0x400000000
     if (active_ns := step.active_ns) is not None:
         row.append(active_ns)
-        shape |= 0x200000000
+        shape |= 0x800000000
     if (sdk := step.sdk) is not None:
         row.append(sdk)
-        shape |= 0x400000000
+        shape |= 0x1000000000
     return shape
 
 
@@ -362,10 +372,24 @@ def step_row(row: Sequence[Any]) -> StepRow:
     return StepRow(*listed_values(row))
 
 
-def run_row(row: Sequence[Any], sums: Sequence[int]) -> RunRow:
-    """Return a row of `LIST_COLUMNS` with the sums of what is below it: steps, errors, tokens."""
+def run_row(row: Sequence[Any], sums: Sequence[Any]) -> RunRow:
+    """Return a row of `LIST_COLUMNS` with the sums of what is below it, in the order of `RunRow`."""
     values: list[Any] = [*listed_values(row), *sums]
     return RunRow(*values)
+
+
+def facets_of(rows: Sequence[Sequence[Any]], *, more: bool) -> Facets:
+    """Count the values of rows of type, status, model, user, environment and tags."""
+    columns = list(zip(*rows, strict=True)) or [()] * 6
+    counted: dict[str, Counter[Any]] = dict(
+        zip(("type", "status", "model", "user", "environment"), map(Counter, columns), strict=False)
+    )
+    counted["tag"] = Counter(tag for text in columns[5] if text is not None for tag in _tag_tuple.decode(text))
+    values = {
+        name: [(value, count) for value, count in found.most_common(_FACETS + 1) if value is not None][:_FACETS]
+        for name, found in counted.items()
+    }
+    return Facets(len(rows), more, values)
 
 
 def thread_of_row(row: Sequence[Any]) -> ThreadRecord:
@@ -398,11 +422,12 @@ def row_of_thread(thread: ThreadRecord) -> tuple[Any, ...]:
 
 
 def thread_row(row: Sequence[Any], sums: Sequence[Any]) -> ThreadRow:
-    """Return a row of `THREAD_COLUMNS` with the sums of its steps: first, last, steps, errors, tokens."""
+    """Return a row of `THREAD_COLUMNS` with what its steps say, in the order of `ThreadRow`."""
     id, name, _, user, tags, _, environment, created_ns = row
-    first_ns, last_ns, steps, errors, tokens = sums
+    first_ns, last_ns, steps, errors, tokens, asked, answered = sums
     listed = () if tags is None else _tag_tuple.decode(tags)
-    return ThreadRow(id, name, user, listed, environment, created_ns, first_ns, last_ns, steps, errors, int(tokens))
+    known = (first_ns, last_ns, steps, errors, int(tokens), asked, answered)
+    return ThreadRow(id, name, user, listed, environment, created_ns, *known)
 
 
 def score_of_row(row: Sequence[Any]) -> Score:

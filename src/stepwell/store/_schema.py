@@ -22,6 +22,7 @@ versions only add to it. `PRAGMA user_version` is the schema's version, `applica
 | `error_message` | the first 200 characters of the error's message |
 | `agent_id` | text; of steps that version 1 wrote it is in `payload` |
 | `feedback` | the label of the latest score of that name (by `created_ns`, `number`), if `positive` or `negative` |
+| `input_preview` `output_preview` | the beginning of the payload's text on one line, of those in `steps_top` |
 | `stray` | 1 where `trace_id`, `parent_id` or `root_run_id` does not begin with the first 8 bytes of `id` (see below) |
 | `changed` | the position of the row's last update, NULL for a row never updated: its position is its `number` |
 
@@ -95,9 +96,9 @@ marked `stray` and have indexes of their own.
 |---|---|
 | a step; a trace, run or tree | `id` (unique), and `steps_stray_*` |
 | newest steps; newest runs | `steps_start`; `steps_top` |
-| runs of a status, of an agent | `steps_top_status`, `steps_top_agent_id` |
+| runs that did not succeed, of an agent | `steps_top_unsuccessful`, `steps_top_agent_id` |
 | steps of a thread, of a model, of an agent | `steps_thread`, `steps_model`, `steps_agent_id` |
-| steps of a user, of a service, of a type, of a name | `steps_user`, `steps_service`, `steps_type`, `steps_name` |
+| steps of a user, of a service | `steps_user`, `steps_service` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
 | steps with an error, of a type of error | `steps_errors`, `steps_error_type` |
 | steps with feedback, with this feedback | `steps_judged`, `steps_feedback` |

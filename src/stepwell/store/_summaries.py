@@ -6,13 +6,13 @@ nearest rank, and less than 2 % away from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from msgspec import Struct
 
-__all__ = ["DAY_NS", "HOUR_NS", "MAX_ROLLUPS", "Dimension", "Every", "Rollup", "RollupQuery", "UserRow"]
+__all__ = ["DAY_NS", "HOUR_NS", "MAX_ROLLUPS", "Dimension", "Every", "Facets", "Rollup", "RollupQuery", "UserRow"]
 
 Dimension = Literal["type", "name", "model", "user", "environment"]
 Every = Literal["hour", "day"]
@@ -93,3 +93,16 @@ class UserRow(Struct, frozen=True, omit_defaults=True):
     cost: float = 0.0
     first_ns: int | None = None
     last_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facets:
+    """The values that occur most among the latest steps of a list: those of `counted` steps, by field.
+
+    `values` maps `type` `status` `model` `user` `tag` `environment` to (value, steps), the most frequent first, 8 at
+    most. `more` says that the list goes on.
+    """
+
+    counted: int
+    more: bool
+    values: Mapping[str, Sequence[tuple[str, int]]]

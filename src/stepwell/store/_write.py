@@ -41,6 +41,7 @@ from stepwell.store._merge import (
 )
 from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, is_large, number_messages, write_refs
 from stepwell.store._packs import PackWriter, packs_pay
+from stepwell.store._previews import previews_of
 from stepwell.store._rows import (
     METADATA_BIT,
     OPTIONAL_STEP_COLUMNS,
@@ -163,8 +164,9 @@ class Intake:
         if step.type == "llm":
             apply_llm_rule(step, generation)
         frame = self.frames[index]
+        previews = previews_of(step, generation)
         cuts = self.cutter.cut(step, generation) if _may_hold_arrays(frame, generation) else []
-        shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
+        shape, row, payload = self._packer.pack(step, generation, previews, has_refs=bool(cuts))
         if cuts:
             self.cuts.append((payload, cuts))
         group = self.groups.get(shape)
@@ -398,8 +400,9 @@ class _Writer:
 
     def _pack(self, step: StepRecord) -> tuple[int, list[Any], list[Any]]:
         generation, cutter = parse_generation(step), Cutter()
+        previews = previews_of(step, generation)
         cuts = cutter.cut(step, generation)
-        shape, row, payload = self._packer.pack(step, generation, has_refs=bool(cuts))
+        shape, row, payload = self._packer.pack(step, generation, previews, has_refs=bool(cuts))
         if cuts:
             numbers, new = number_messages(self._db, cutter.bodies, self._known_numbers)
             self.numbers |= numbers

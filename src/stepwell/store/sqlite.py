@@ -22,6 +22,7 @@ from stepwell.store import (
     MAX_PAGE,
     AddResult,
     Deleted,
+    Facets,
     Found,
     Order,
     Page,
@@ -50,6 +51,7 @@ from stepwell.store._rows import (
     RECORD_SQL,
     SCORE_COLUMNS,
     THREAD_COLUMNS,
+    facets_of,
     pack_id,
     run_row,
     score_of_row,
@@ -59,6 +61,7 @@ from stepwell.store._rows import (
     thread_row,
     unpack_id,
 )
+from stepwell.store._run_sums import RunSums
 from stepwell.store._search import among, index_more, select_found
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
@@ -81,7 +84,21 @@ _SELECT_RECORD: Final = f"SELECT {RECORD_SQL} FROM steps s LEFT JOIN payload p O
 _SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ? ORDER BY number"
 _SCORE: Final = ", ".join(f"c.{name}" for name in SCORE_COLUMNS)
 _START: Final = "SELECT start_ns FROM steps WHERE thread_id = t.id AND start_ns >= 0 ORDER BY start_ns"
-_SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens"
+_NEAR: Final = (
+    40  # steps at each end of a thread among which its messages are looked for: a page of threads costs those
+)
+_OF_THREAD: Final = "FROM steps WHERE thread_id = t.id ORDER BY start_ns"
+
+
+def _said(column: str, type: str, order: str) -> str:
+    """Return the preview of a thread's first or last message of a type, else of its first or last step with any."""
+    near = f"(SELECT type, {column} AS preview {_OF_THREAD}{order}, number{order} LIMIT {_NEAR})"
+    return f"(SELECT preview FROM {near} WHERE preview IS NOT NULL ORDER BY type IS '{type}' DESC LIMIT 1)"
+
+
+_ASKED: Final = _said("CASE type WHEN 'user_message' THEN output_preview ELSE input_preview END", "user_message", "")
+_ANSWERED: Final = _said("output_preview", "assistant_message", " DESC")
+_SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens, {_ASKED}, {_ANSWERED}"
 _SPAN: Final = (
     "SELECT (SELECT min(start_ns) FROM steps WHERE start_ns >= 0), "
     "(SELECT max(start_ns) FROM steps WHERE start_ns >= 0)"
@@ -102,6 +119,7 @@ class SqliteStore:
         self.path = None if path is None else path.absolute()
         self._connections = Connections(self.path, read_only=read_only, busy_deadline_s=busy_deadline_s)
         self._numbers = Numbers()
+        self._run_sums = RunSums()
 
     @classmethod
     def from_url(cls, url: str, *, read_only: bool = False) -> SqliteStore:
@@ -191,9 +209,14 @@ class SqliteStore:
             found = None if filter.text is None else among(db, filter.text, roots=True)
             rows = db.execute(*select_steps(_LISTED, replace(filter, root_only=True), page, among=found)).fetchall()
             listed = rows[:limit]
-            family = relatives(db, "s.status, s.total_tokens", [row[2] for row in listed])
+            position, sums = self._run_sums.known(db, [row[2] for row in listed])
+            new = [row[2] for row in listed if row[2] not in sums]
+            family = relatives(db, "s.status, s.total_tokens, s.type, s.cost", new)
         children = children_of(family)
-        runs = [run_row(row[2:], _sums(below(family[row[2]], children))) for row in listed]
+        counted = {id: _sums(below(family[id], children)) for id in new}
+        self._run_sums.keep(position, counted)
+        sums |= counted
+        runs = [run_row(row[2:], sums[row[2]]) for row in listed]
         return _page(runs, rows, page)
 
     def threads(
@@ -203,7 +226,15 @@ class SqliteStore:
         page = Keyset("t", limit, cursor, order)
         with self._connections.reading() as db:
             rows = db.execute(*select_threads(f"{_THREAD}, {_SUMS}", filter, page)).fetchall()
-        return _page([thread_row(row[2:-5], row[-5:]) for row in rows[:limit]], rows, page)
+        return _page([thread_row(row[2:-7], row[-7:]) for row in rows[:limit]], rows, page)
+
+    def facets(self, filter: StepFilter = _ALL_STEPS) -> Facets:
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
+        page = Keyset("s", MAX_PAGE, None, "desc")
+        columns = "s.type, s.status, s.model, s.user, s.environment, s.tags"
+        with self._connections.reading() as db:
+            rows = db.execute(*select_steps(columns, filter, page)).fetchall()
+        return facets_of([row[2:] for row in rows[:MAX_PAGE]], more=len(rows) > MAX_PAGE)
 
     def scores(
         self, filter: ScoreQuery = _ALL_SCORES, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
@@ -359,9 +390,15 @@ class SqliteStore:
 
 
 def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:
+    if not items:
+        return Page(items)
     more = len(rows) > len(items)
-    return Page(items, page.next(*rows[len(items) - 1][:2][::-1]) if more else None)
+    first, last = rows[0][:2][::-1], rows[len(items) - 1][:2][::-1]
+    return Page(items, page.next(*last) if more else None, page.previous(*first))
 
 
-def _sums(rows: list[tuple[Any, ...]]) -> tuple[int, int, int]:
-    return len(rows), sum(row[3] == "failed" for row in rows), sum(row[4] or 0 for row in rows)
+def _sums(rows: list[tuple[Any, ...]]) -> tuple[int, int, int, int, float | None]:
+    """Sum what `RunRow` adds, in its order, of rows with status, total_tokens, type and cost after their ids."""
+    costs = [row[6] for row in rows if row[6] is not None and row[5] == "llm"]
+    failed, tools = sum(row[3] == "failed" for row in rows), sum(row[5] == "tool" for row in rows)
+    return len(rows), failed, sum(row[4] or 0 for row in rows), tools, sum(costs) if costs else None

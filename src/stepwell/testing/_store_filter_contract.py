@@ -39,6 +39,43 @@ class StoreFilterContract(StoreReadingContract):
         assert kept(store, tag_any=["x", "z"], tag="y") == ["s-1"]
         assert kept(store, tag_any=()) == ["s-0", "s-1", "s-2", "s-3"]
 
+    def test_steps_are_left_out_that_another_filter_keeps(self, store: Store) -> None:
+        store.add(
+            [
+                finished("a", 1, type="tool", tags=["x"]),
+                finished("b", 2, type="run", tags=["x", "y"]),
+                finished("c", 3, type="run", metadata={"n": 1}),
+                step("bare", start_ns=4),
+            ]
+        )
+        assert kept(store, none_of=[StepFilter(tag="y")]) == ["a", "c", "bare"]
+        assert kept(store, none_of=[StepFilter(type="run"), StepFilter(tag="x")]) == ["bare"]
+        assert kept(store, none_of=[StepFilter(since_ns=2, until_ns=4)], tag="x") == ["a"]
+        assert kept(store, none_of=[StepFilter(metadata={"n": 1})]) == ["a", "b", "bare"]
+        assert kept(store, none_of=[StepFilter()]) == []
+
+    def test_an_outline_has_what_is_on_top_and_messages(self, store: Store) -> None:
+        inside = {"parent_id": ROOT, "root_run_id": ROOT}
+        store.add([*family(), finished("m", 50, type="user_message", **inside), finished("alone", 60, type="tool")])
+        assert kept(store, outline_only=True) == [ROOT, "m", "alone"]
+
+    def test_facets_count_the_values_of_a_list(self, store: Store) -> None:
+        store.add(
+            [
+                finished("a", 1, type="tool", user="ada", tags=["x", "y"], environment="prod"),
+                finished("b", 2, type="tool", tags=["x"]),
+                finished("c", 3, type="llm", generation={"model": "m", "messages": []}),
+            ]
+        )
+        facets = store.facets()
+        assert (facets.counted, facets.more) == (3, False)
+        assert list(facets.values["type"]) == [("tool", 2), ("llm", 1)]
+        assert list(facets.values["tag"]) == [("x", 2), ("y", 1)]
+        assert list(facets.values["model"]) == [("m", 1)]
+        assert list(facets.values["user"]) == [("ada", 1)]
+        assert list(facets.values["environment"]) == [("prod", 1)]
+        assert list(store.facets(StepFilter(type="llm")).values["tag"]) == []
+
     def test_steps_are_kept_by_provider_agent_and_release(self, store: Store) -> None:
         store.add(
             [

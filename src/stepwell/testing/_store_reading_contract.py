@@ -301,8 +301,63 @@ class StoreReadingContract:
         assert copy.add(exported).rejected == ()
         assert sorted(copy.records()) == sorted(exported)
         assert copy.step(ROOT) == store.step(ROOT)
-        assert copy.runs() == store.runs()
+        assert copy.runs().items == store.runs().items
         copy.close()
+
+    def test_runs_have_the_beginnings_of_what_was_asked_and_answered(self, store: Store) -> None:
+        talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"text": "hi\nthere"}]}]
+        long = {"question": "word " * 100_000}
+        store.add(
+            [
+                finished("a", 1, input={"question": "why?"}, output={"content": "because"}),
+                finished("b", 2, input={"a": 1, "b": [2]}, output="x" * 200),
+                finished("c", 3, input=talk, output=None),
+                finished("d", 4, input=long, output={"answer": "\u4e2d" * 20_000}),
+                finished("e", 5, parent_id="a", input="not on top", output="nor this"),
+            ]
+        )
+        shown = {row.id: (row.input_preview, row.output_preview) for row in store.steps().items}
+        assert shown["a"] == ("why?", "because")
+        assert shown["b"] == ('{"a":1,"b":[2]}', "x" * 79 + "…")
+        assert shown["c"] == ("hi there", None)
+        assert shown["d"] == (("word " * 15 + "word")[:79] + "…", "\u4e2d" * 79 + "…")
+        assert shown["e"] == (None, None)
+        store.add([step("a", output="rather not")])
+        assert store.runs(StepFilter(ids=["a"])).items[0].output_preview == "rather not"
+
+    def test_the_sums_of_a_long_run_follow_its_steps(self, store: Store) -> None:
+        inside = {"parent_id": ROOT, "root_run_id": ROOT}
+        ids = [f"{ROOT[:-3]}{n:03x}" for n in range(1000, 1150)]
+        store.add([finished(ROOT, 1), *(finished(id, n + 2, **inside) for n, id in enumerate(ids))])
+        assert [row.steps for row in store.runs().items] == [151]
+        assert [(row.steps, row.errors) for row in store.runs().items] == [(151, 0)]
+        store.add([finished("late", 500, **inside), step(ids[7], status="failed")])
+        assert [(row.steps, row.errors) for row in store.runs().items] == [(152, 1)]
+
+    def test_threads_have_their_first_question_and_last_answer(self, store: Store) -> None:
+        store.add(
+            [
+                finished("q1", 1, thread_id="t", type="user_message", output={"content": "first?"}),
+                finished("r", 2, thread_id="t", type="run", input="given", output="returned"),
+                finished("a1", 3, thread_id="t", type="assistant_message", output={"content": "last."}),
+                finished("u", 4, thread_id="plain", type="run", input="given", output="returned"),
+            ]
+        )
+        assert {row.id: (row.asked, row.answered) for row in store.threads().items} == {
+            "t": ("first?", "last."),
+            "plain": ("given", "returned"),
+        }
+
+    def test_a_page_leads_back_to_what_is_before_it(self, store: Store) -> None:
+        store.add([finished(f"s-{n}", n) for n in range(1, 8)])
+        first = store.steps(limit=3)
+        second = store.steps(limit=3, cursor=first.next_cursor)
+        assert [row.id for row in second.items] == ["s-4", "s-3", "s-2"]
+        back = store.steps(limit=3, cursor=second.previous_cursor, order="asc")
+        assert [row.id for row in back.items] == ["s-5", "s-6", "s-7"]
+        assert store.steps(limit=3, cursor=first.previous_cursor, order="asc").items == []
+        with pytest.raises(UsageError, match="another list or order"):
+            store.steps(cursor=second.previous_cursor)
 
     def test_an_export_may_be_of_some_steps_and_their_threads(self, store: Store) -> None:
         store.add([*family(), finished(OTHER, thread_id="t-2", tags=["x"]), line("score", "s", step_id="unknown")])
