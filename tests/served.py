@@ -36,11 +36,11 @@ def lines(*frames: bytes) -> bytes:
 class AppServer:
     """The application over a new store in `home`, served from a thread."""
 
-    def __init__(self, home: Path, limits: Limits | None = None, host: str = "127.0.0.1") -> None:
+    def __init__(self, home: Path, limits: Limits | None = None, host: str = "127.0.0.1", prefix: str = "") -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.store: Store = open_store(f"sqlite:{home / 'steps.db'}")
-        self.app = create_app(self.store, home=home, limits=limits)
+        self.app = create_app(self.store, home=home, limits=limits, prefix=prefix)
         self._socket = listen(host, 0)
         self.url = url_of(self._socket)
         self.port = int(self.url.rpartition(":")[2])
@@ -60,6 +60,7 @@ class AppServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
+        self.app.state.live.close()
         self._server.should_exit = True
         self._thread.join(30)
         self._socket.close()

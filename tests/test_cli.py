@@ -438,10 +438,13 @@ class TestShow:
         assert lines[0] == "thread  t-1  Chat  user ada  #vip  (4 steps, 12 tokens, 1 failed)"
         assert lines[1] == "├─ user_message  Hello there"
         assert (
-            re.sub(r"[\d.]+ ms", "1 ms", lines[2]) == "└─ run  agent  1 ms  #web #slow  (3 steps, 12 tokens, 1 failed)"
+            re.sub(r"[\d.]+ (?:ns|µs|ms)", "1 ms", lines[2])
+            == "└─ run  agent  1 ms  #web #slow  (3 steps, 12 tokens, 1 failed)"
         )
-        assert re.sub(r"[\d.]+ ms", "1 ms", lines[3]) == "   ├─ llm  answer  1 ms  5 in, 7 out  m-1  good=0.5"
-        assert re.sub(r"[\d.]+ ms", "1 ms", lines[4]) == "   └─ tool  look  1 ms  ✗ failed ValueError: bad value"
+        assert re.sub(r"[\d.]+ (?:ns|µs|ms)", "1 ms", lines[3]) == "   ├─ llm  answer  1 ms  5 in, 7 out  m-1  good=0.5"
+        assert (
+            re.sub(r"[\d.]+ (?:ns|µs|ms)", "1 ms", lines[4]) == "   └─ tool  look  1 ms  ✗ failed ValueError: bad value"
+        )
 
     def test_a_run_is_a_tree(self, run: Run, recorded: Ids) -> None:
         assert [line.split("  ")[0] for line in run("show", recorded.run).lines] == ["run", "├─ llm", "└─ tool"]
@@ -667,7 +670,7 @@ class TestProcesses:
                 tail.stderr.readline()
                 id = say(live, "after")
                 line = tail.stdout.readline()
-                assert re.fullmatch(rf"\d\d:\d\d:\d\d  {id}  run  after  [\d.]+ ms\n", line)
+                assert re.fullmatch(rf"\d\d:\d\d:\d\d  {id}  run  after  [\d.]+ (?:ns|µs|ms)\n", line)
                 tail.send_signal(signal.SIGINT)
                 assert tail.wait(30) == 0
             live.communicate(timeout=30)

@@ -102,9 +102,14 @@ class TestWidth:
     @pytest.mark.parametrize(
         ("ns", "expected"),
         [
-            (0, "0.00 ms"),
-            (350_000, "0.35 ms"),
-            (994_999, "0.99 ms"),
+            (0, "0 ns"),
+            (410, "410 ns"),
+            (999, "999 ns"),
+            (1_400, "1.4 µs"),
+            (38_000, "38 µs"),
+            (350_000, "350 µs"),
+            (999_400, "999 µs"),
+            (999_600, "1.0 ms"),
             (1_240_000, "1.2 ms"),
             (12_300_000, "12 ms"),
             (999_400_000, "999 ms"),
@@ -153,7 +158,7 @@ class TestStepLine:
         assert plain(step_pieces(Node("1"))) == "step"
 
     def test_a_step_that_ends_before_it_starts_took_nothing(self) -> None:
-        assert plain(step_pieces(Node("1", type="tool", name="t", start_ns=5, end_ns=1))) == "tool  t  0.00 ms"
+        assert plain(step_pieces(Node("1", type="tool", name="t", start_ns=5, end_ns=1))) == "tool  t  0 ns"
 
     def test_a_recorded_name_is_harmless(self) -> None:
         node = Node("1", type="run", name="\x1b[2J[red]x", model="\x1b[H", status="failed", error_message="\x1b[Aup")

@@ -312,6 +312,9 @@ def serve(
     max_bytes: MaxBytes = None,
     home: Home = None,
     store: ServedStore = None,
+    prefix: Annotated[
+        str, typer.Option(metavar="PATH", help="The path under which a proxy shows it, as /traces.")
+    ] = "",
 ) -> int:
     """Take records over HTTP and answer queries, until Ctrl-C."""
     from stepwell._cli_care import age_ns, size_bytes
@@ -320,7 +323,7 @@ def serve(
     if not port.isdecimal() or not 0 <= int(port) < 1 << 16:
         raise UsageError(f"--port {port!r} is not a whole number of 0 to 65535")
     bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes)
-    return serve_(home, store, (host, int(port)), bounds, Output())
+    return serve_(home, store, (host, int(port), prefix), bounds, Output())
 
 
 keys = typer.Typer(name="keys", help="Make, list and revoke the keys of a server.", rich_markup_mode=None)

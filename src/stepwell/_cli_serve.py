@@ -5,6 +5,7 @@ What must stay true: beyond this machine it serves with keys only.
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -22,13 +23,13 @@ __all__ = ["find_home", "serve"]
 def serve(
     home: Path | None,
     store: str | None,
-    address: tuple[str, int],
+    address: tuple[str, int, str],
     bounds: tuple[int | None, int | None],
     out: Output,
 ) -> int:
-    """Serve at an address, keeping what is within bounds (nanoseconds, bytes); return the exit status.
+    """Serve at an address (host, port, path of a proxy), keeping what is within bounds (ns, bytes).
 
-    Raises `UsageError`, `StoreError` where that can't be.
+    Returns the exit status. Raises `UsageError`, `StoreError` where that can't be.
     """
     try:
         from stepwell.server._keys import KeyRing
@@ -38,26 +39,28 @@ def serve(
         from stepwell.server.app import create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"the server needs {error.name}: pip install 'stepwell[server]'") from error
+    host, port, prefix = address
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", prefix):
+        raise UsageError(f"--prefix {prefix!r} is no path such as /traces")
     folder, url = find_home(home, store)
     keys = KeyRing(folder).keys()
     opened = open_store(url)
     try:
-        listening = listen(*address)
+        listening = listen(host, port)
         with listening:
             if not is_private(listening) and not keys:
-                raise UsageError(
-                    f"--host {address[0]} is for other machines too, so it needs keys: stepwell keys add NAME"
-                )
+                raise UsageError(f"--host {host} is for other machines too, so it needs keys: stepwell keys add NAME")
 
             def tell() -> None:
                 with suppress(ReaderGoneError, BrokenPipeError):
-                    out.text(f"stepwell serves {url} at {url_of(listening)}")
+                    out.text(f"stepwell serves {url} at {url_of(listening)}{prefix.rstrip('/')}")
                     if sys.stdout is not None:
                         sys.stdout.flush()
 
             log_as_json()
             retention = Retention(keep_ns=bounds[0], max_bytes=bounds[1])
-            run(create_app(opened, home=folder, retention=retention), listening, tell)
+            app = create_app(opened, home=folder, retention=retention, prefix=prefix)
+            run(app, listening, tell, app.state.live.close)
     finally:
         opened.close()
     return 0

@@ -65,7 +65,20 @@ _ESCAPES: Final = re.compile(
 _BREAKS: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
 _JOINER: Final = "\u200d"  # holds emoji together, and is harmless
 _ASCII: Final = str.maketrans(
-    {"├": "|", "└": "`", "│": "|", "─": "-", "✗": "x", "⊘": "/", "◌": "o", "↓": "v", "⚠": "!", "…": "~", "·": "-"}
+    {
+        "├": "|",
+        "└": "`",
+        "│": "|",
+        "─": "-",
+        "✗": "x",
+        "⊘": "/",
+        "◌": "o",
+        "↓": "v",
+        "⚠": "!",
+        "…": "~",
+        "·": "-",
+        "µ": "u",
+    }
 )
 _STYLES: Final = {
     "run": "bold cyan",
@@ -134,10 +147,12 @@ def plain(line: Line) -> str:
 
 
 def duration(ns: int) -> str:
-    """Return a duration as people read it: `0.35 ms`, `12 ms`, `1.24 s`, `2 m 05 s`, `1 h 02 m`."""
-    if ns < 999_500_000:
-        digits = 2 if ns < 995_000 else 1 if ns < 9_950_000 else 0
-        return f"{ns / 1e6:.{digits}f} ms"
+    """Return a duration as people read it: `410 ns`, `38 µs`, `12 ms`, `1.24 s`, `2 m 05 s`, `1 h 02 m`."""
+    if ns < 1000:
+        return f"{ns} ns"
+    for unit, name in ((1e3, "µs"), (1e6, "ms")):
+        if ns < 999.5 * unit:
+            return f"{ns / unit:.{1 if ns < 9.95 * unit else 0}f} {name}"
     seconds = round(ns / 1e9)
     if seconds < 60:
         return f"{ns / 1e9:.2f} s"

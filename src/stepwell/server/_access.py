@@ -12,29 +12,52 @@ from typing import Annotated, Any, Final, NamedTuple, cast
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 
 from stepwell.server._errors import Problem
 from stepwell.server._keys import Scope
 from stepwell.server._places import Place, Places
 from stepwell.store import Store
 
-__all__ = ["READING", "Access", "InPlace", "InStore", "place_of", "require", "store_of", "unauthorized"]
+__all__ = [
+    "KEY_COOKIE",
+    "READING",
+    "Access",
+    "InPlace",
+    "InStore",
+    "key_in_cookie",
+    "place_of",
+    "require",
+    "store_of",
+    "unauthorized",
+]
 
+KEY_COOKIE: Final = "stepwell_key"
 READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 # For the schema alone: the key was looked at before the request came here.
 _bearer: Final = HTTPBearer(auto_error=False, description="A key made by: stepwell keys add NAME")
 
 
 class Access(NamedTuple):
-    """What a request may do, and in which project; `key` is the name of its key, None where none is needed."""
+    """What a request may do, and in which project; `key` is the name of its key, None where none is needed.
+
+    `browser` says that the key came in the cookie that signing in sets.
+    """
 
     key: str | None
     scopes: frozenset[Scope]
     project: str | None
+    browser: bool = False
 
     def may(self, scope: Scope) -> bool:
         """Say whether this scope is among those held; `admin` has all of them."""
         return scope in self.scopes or "admin" in self.scopes
+
+
+def key_in_cookie(headers: Headers) -> str:
+    """Return the key that signing in put into a cookie, nothing where there is none."""
+    return cookie_parser(headers.get("cookie", "")).get(KEY_COOKIE, "")
 
 
 def unauthorized(message: str) -> Problem:

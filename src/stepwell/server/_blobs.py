@@ -24,7 +24,7 @@ from stepwell.server._errors import Problem
 from stepwell.server._limits import Limits
 from stepwell.server._places import Place
 
-__all__ = ["router"]
+__all__ = ["router", "type_of"]
 
 MAX_ASKED: Final = 1000
 _BUFFER: Final = 1024 * 1024
@@ -141,5 +141,9 @@ def _is_range(text: str, size: int) -> bool:
 
 def _type_of(path: FilePath) -> str:
     with path.open("rb") as file:
-        head = file.read(16)
-    return next((type for mark, at, type in _MARKS if head.startswith(mark, at)), _OTHER)
+        return type_of(file.read(16)) or _OTHER
+
+
+def type_of(head: bytes) -> str | None:
+    """Return the type that the first 16 bytes of an image or sound say, None for any other."""
+    return next((type for mark, at, type in _MARKS if head.startswith(mark, at)), None)

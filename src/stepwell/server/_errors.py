@@ -17,12 +17,14 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
+from stepwell.server.pages._page import Links, page
 
 __all__ = ["ANY_ERROR", "ErrorBody", "Problem", "RpcStatus", "explain", "handle_errors"]
 
@@ -45,6 +47,16 @@ _TYPES: Final = {
 _OTLP: Final = ("/v1/traces", "/v1/logs")  # paths of which the clients read errors in a shape of their own
 # google.rpc.Code, https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 _CODES: Final = {401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 413: 8, 429: 8, 503: 14}
+
+_FOR_PROGRAMS: Final = ("/v1", "/healthz", "/readyz", "/metrics", "/openapi.json", "/static/")
+_ADVICE: Final = {
+    403: "Ask whoever runs this server for a key that may do this.",
+    404: "It may have been deleted, or it has not arrived yet: what is recorded is here within a second or two.",
+    422: "Go back and change what was asked for.",
+    429: "Wait a minute, then try again.",
+    500: "The server's log names the place. The data are as they were.",
+    503: "Reload the page in a few seconds. What is recorded meanwhile waits in its journal and is not lost.",
+}
 
 log: Final = getLogger("stepwell.server")
 
@@ -101,7 +113,23 @@ def explain(error: Exception, scope: Scope) -> Response:
     if scope["path"].endswith(_OTLP):
         type = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
         return told.as_status(protobuf=type == "application/x-protobuf")
-    return told.response()
+    return _page_of(told, scope) if wants_page(scope) else told.response()
+
+
+def _page_of(told: _Told, scope: Scope) -> Response:
+    """Return the answer as a page that says what to do; who has shown no key is asked for one."""
+    request = Request(scope)
+    links, headers = Links(request), told.headers or {}
+    if told.status == HTTPStatus.UNAUTHORIZED and "WWW-Authenticate" in headers:
+        return RedirectResponse(links.to("login", next=links.here()), 303)
+    advice = _ADVICE.get(told.status, "Go back, or start again from the list of runs.")
+    return page(request, "error.html", {"told": told, "advice": advice}, told.status, headers)
+
+
+def wants_page(scope: Scope) -> bool:
+    """Tell whether it is a browser that asks, for a page."""
+    path = get_route_path(scope)
+    return not path.startswith(_FOR_PROGRAMS) and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 def _explain(error: Exception) -> _Told:

@@ -6,7 +6,9 @@ What must stay true:
 2. Without keys the server is this machine's alone. A browser here also carries requests of strange pages: so the
    `Host` must be a name of this machine (else a name that was made to point here could read everything), and whatever
    changes something must not come from another origin.
-3. Of a request, the log and the counters have method, route template, status, time and sizes. No more.
+3. A browser shows its key in a cookie, which counts only where the request is known to come from a page of ours, or
+   from who typed its address; so `/v1` takes `Authorization` alone from everything else.
+4. Of a request, the log and the counters have method, route template, status, time and sizes. No more.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from logging import getLogger
 from typing import Final
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stepwell._checks import is_loopback
-from stepwell.server._access import READING, Access, unauthorized
+from stepwell.server._access import READING, Access, key_in_cookie, unauthorized
 from stepwell.server._body import too_large
 from stepwell.server._errors import Problem, explain
 from stepwell.server._keys import ALL_SCOPES, Failures, KeyRing
@@ -32,7 +35,8 @@ from stepwell.server._metrics import Metrics
 __all__ = ["Guard"]
 
 _OPEN: Final = Access(None, ALL_SCOPES, None)
-_PUBLIC: Final = frozenset(("/healthz", "/readyz", "/v1/health", "/v1/health/"))
+_PUBLIC: Final = frozenset(("/healthz", "/readyz", "/v1/health", "/v1/health/", "/login", "/logout", "/favicon.ico"))
+_FILES: Final = "/static/"
 _STREAMED: Final = (  # routes with limits of their own
     *(("POST", "/v1/ingest"), ("PUT", "/v1/blobs/")),
     *(("POST", "/v1/traces"), ("POST", "/v1/logs"), ("POST", "/api/public/otel/v1/traces")),
@@ -44,12 +48,15 @@ log: Final = getLogger("stepwell.server.access")
 class Guard:
     """The middleware around all routes."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, prefix: str, keys: KeyRing, failures: Failures, limits: Limits, metrics: Metrics
+    ) -> None:
         self.app = app
+        self._prefix = prefix
         self._keys = keys
+        self._failures = failures
         self._limits = limits
         self._metrics = metrics
-        self._failures = Failures()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -61,6 +68,8 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
+        if self._prefix:
+            scope["root_path"] = self._prefix
         exchange = _Exchange(receive, send, self._limit_of(scope))
         try:
             self._admit(scope, Headers(scope=scope))
@@ -75,7 +84,7 @@ class Guard:
             self._note(scope, exchange, time.perf_counter() - started)
 
     def _limit_of(self, scope: Scope) -> int | None:
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], get_route_path(scope)
         streamed = any(method == each and path.startswith(prefix) for each, prefix in _STREAMED)
         return None if streamed else self._limits.json_bytes
 
@@ -87,15 +96,20 @@ class Guard:
         if not keys:
             _check_local(scope, headers)
         state = scope.setdefault("state", {})
-        state["access"] = None if scope["path"] in _PUBLIC else self._access(scope, headers) if keys else _OPEN
+        path = get_route_path(scope)
+        public = path in _PUBLIC or path.startswith(_FILES)
+        state["access"] = None if public else self._access(scope, headers) if keys else _OPEN
 
     def _access(self, scope: Scope, headers: Headers) -> Access:
         secret = _secret_of(headers.get("authorization", ""))
+        browser = secret == "" and _is_ours(scope, headers)
+        if browser:
+            secret = key_in_cookie(headers)
         if secret == "":
             raise unauthorized("a key is needed: Authorization: Bearer KEY")
         key = None if secret is None else self._keys.find(secret)
         if key is not None:
-            return Access(key.name, frozenset(key.scopes), key.project)
+            return Access(key.name, frozenset(key.scopes), key.project, browser)
         wait_s = self._failures.add((scope.get("client") or ("",))[0])
         if wait_s:
             raise Problem(429, "too many wrong keys", headers={"Retry-After": str(int(wait_s) + 1)})
@@ -164,6 +178,22 @@ def _check_origin(headers: Headers) -> None:
     strange = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
     if strange or headers.get("sec-fetch-site", "") in ("cross-site", "same-site"):
         raise Problem(403, "requests of other origins change nothing here")
+
+
+def _is_ours(scope: Scope, headers: Headers) -> bool:
+    """Tell whether a page of ours, or who sits before the browser, asks for this: only then a cookie counts.
+
+    Browsers say so themselves, but on plain http only to this machine; else by the page that the request is from. What
+    says nothing may read a page: that is an address typed, and it was sent only because the cookie is `SameSite`.
+    """
+    reads = scope["method"] in READING
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin" or (site == "none" and reads)
+    page = headers.get("origin") or headers.get("referer")
+    if page is not None:
+        return urlsplit(page).netloc.lower() == headers.get("host", "").lower()
+    return reads and not get_route_path(scope).startswith("/v1")
 
 
 def _check_local(scope: Scope, headers: Headers) -> None:

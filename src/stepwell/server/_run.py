@@ -65,8 +65,8 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until a signal says to end; `ready` is called once requests are answered."""
+def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None], ending: Callable[[], None]) -> None:
+    """Serve until a signal says to end; `ready` is called once requests are answered, `ending` with it."""
     config = uvicorn.Config(
         app,
         access_log=False,  # ours names route templates, and no path with its ids
@@ -78,13 +78,14 @@ def run(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> No
         timeout_graceful_shutdown=GRACE_S,
     )
     sys.setswitchinterval(SWITCH_S)
-    _Server(config, ready).run(sockets=[listening])
+    _Server(config, ready, ending).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], ending: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
+        self._ending = ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -99,3 +100,4 @@ class _Server(uvicorn.Server):
         # uvicorn's own would raise the signal again after a graceful stop, so that the status tells of a failure.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+        self._ending()

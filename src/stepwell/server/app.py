@@ -15,23 +15,66 @@ from stepwell.server import _blobs, _health, _ingest, _otlp, letta, records, thr
 from stepwell.server._errors import ANY_ERROR, handle_errors
 from stepwell.server._guard import Guard
 from stepwell.server._ingest import Ingest
-from stepwell.server._keys import KeyRing
+from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Places
 from stepwell.server._upkeep import Retention, Upkeep, jobs_of
+from stepwell.server.pages import (
+    _compare,
+    _dashboard,
+    _findings,
+    _lists,
+    _live,
+    _login,
+    _runs,
+    _sharing,
+    _static,
+    _steps,
+    _thread,
+    _views,
+)
+from stepwell.server.pages._families import Families
+from stepwell.server.pages._live import Live
 from stepwell.store import Store
 
 __all__ = ["create_app"]
 
 _READERS: Final = 12  # requests answered at once: each may hold a page of 1000 whole steps, more threads none sooner
-_ROUTERS = (_health.router, _ingest.router, _otlp.router, _blobs.router, letta.router, records.router, threads.router)
+_ROUTERS = (
+    _health.router,
+    _ingest.router,
+    _otlp.router,
+    _blobs.router,
+    letta.router,
+    records.router,
+    threads.router,
+    _lists.router,
+    _views.router,
+    _live.router,
+    _runs.router,
+    _thread.router,
+    _login.router,
+    _dashboard.router,
+    _compare.router,
+    _steps.router,
+    _findings.router,
+    _sharing.router,
+    _static.router,
+)
 
 
 def create_app(
-    store: Store, *, home: Path, limits: Limits | None = None, retention: Retention | None = None
+    store: Store,
+    *,
+    home: Path,
+    limits: Limits | None = None,
+    retention: Retention | None = None,
+    prefix: str = "",
 ) -> FastAPI:
     """Make the application; `home` is the folder of keys, blobs and projects beside the store.
+
+    `prefix` is the path under which a proxy shows it, such as `/traces`, whether the proxy takes it away or not.
 
     As long as the home has no keys it needs none, and answers this machine alone. The store is the caller's to close.
     """
@@ -58,8 +101,12 @@ def create_app(
         redoc_url=None,
     )
     app.state.places, app.state.limits, app.state.metrics, app.state.ingest = places, limits, metrics, ingest
+    app.state.live = Live()
+    app.state.families = Families()
     handle_errors(app)
     for router in _ROUTERS:
         app.include_router(router)
-    app.add_middleware(Guard, keys=KeyRing(home), limits=limits, metrics=metrics)
+    keys, failures = KeyRing(home), Failures()
+    app.state.keys, app.state.failures = keys, failures
+    app.add_middleware(Guard, prefix=prefix.rstrip("/"), keys=keys, failures=failures, limits=limits, metrics=metrics)
     return app

@@ -1,0 +1,236 @@
+"""The dashboard: how much, how fast, how dear and how wrong, over time and by what; each number leads to its steps.
+
+What must stay true: what is over time comes from the store's sums; what is of single steps looks at so many of the
+latest, and says of how many.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from stepwell._render import duration
+from stepwell.server._access import InStore
+from stepwell.server.pages._listing import MESSAGES, top_filter
+from stepwell.server.pages._page import Links, cost, count, moment, page
+from stepwell.store import Every, Rollup, RollupQuery, RunRow, StepFilter, StepRow, Store
+from stepwell.store._language import format_query
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+_HOUR_NS: Final = 3_600_000_000_000
+_DAY_NS: Final = 24 * _HOUR_NS
+_RANGES: Final[dict[str, tuple[int, Every]]] = {
+    "24h": (24 * _HOUR_NS, "hour"),
+    "7d": (7 * _DAY_NS, "day"),
+    "30d": (30 * _DAY_NS, "day"),
+    "90d": (90 * _DAY_NS, "day"),
+}
+_TYPES: Final = ("run", "llm", "tool", "retrieval", "embedding", "rerank")
+_LOOKED_AT: Final = 500
+_SHOWN: Final = 8
+_GROUPS: Final = 12
+WIDTH: Final = 600
+HEIGHT: Final = 120
+
+Span = Annotated[Literal["24h", "7d", "30d", "90d"], Query()]
+Kind = Annotated[Literal["", "run", "llm", "tool", "retrieval", "embedding", "rerank"], Query()]
+Group = Annotated[Literal["name", "model", "user", "type", "environment"], Query()]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a chart has at one time: up to two parts on one another, in pixels, where they lead, and what they say."""
+
+    x: float
+    width: float
+    low: float
+    high: float
+    says: str
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of bars; `legend` names its parts, `top` is the value at its upper edge."""
+
+    title: str
+    total: str
+    top: str
+    legend: tuple[str, str]
+    kind: str
+    bars: list[Bar] = field(default_factory=list[Bar])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """The hours or days of a range, and the steps that a part of it leads to."""
+
+    links: Links
+    starts: Sequence[int]
+    span_ns: int
+    type: str
+
+    def chart(self, title: str, kind: str, rows: dict[int, Rollup], of: _Measure) -> Chart:
+        """Draw what a measure says of each hour or day."""
+        values = [of.values(rows.get(start, Rollup())) for start in self.starts]
+        top = max([low + high for low, high in values] + [0.0])
+        scale, width = HEIGHT / top if top else 0.0, WIDTH / len(self.starts)
+        bars = [
+            Bar(
+                round(at * width, 2),
+                round(width * 0.86, 2),
+                round(low * scale, 2),
+                round(high * scale, 2),
+                self._says(start, of.says(low, high)),
+                self._href(start),
+            )
+            for at, (start, (low, high)) in enumerate(zip(self.starts, values, strict=True))
+        ]
+        return Chart(title, of.total(values), of.text(top), of.legend, kind, bars)
+
+    def _says(self, start: int, what: str) -> str:
+        at = moment(start) or {"read": ""}
+        return f"{at['read'][: 10 if self.span_ns == _DAY_NS else 16]}: {what}"
+
+    def _href(self, start: int) -> str:
+        return self.links.to("steps", q=_query(self.type, start, start + self.span_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """What a chart shows of sums: two values, which add up where `adds`, and how they are written."""
+
+    values: Callable[[Rollup], tuple[float, float]]
+    text: Callable[[float], str]
+    legend: tuple[str, str]
+    adds: bool = True
+
+    def says(self, low: float, high: float) -> str:
+        """Write the values of one hour or day."""
+        if not self.legend[1]:
+            return f"{self.text(low)} {self.legend[0]}".strip()
+        upper = high if self.adds else low + high
+        return f"{self.text(low)} {self.legend[0]}, {self.text(upper)} {self.legend[1]}"
+
+    def total(self, values: Sequence[tuple[float, float]]) -> str:
+        """Write the sum of all, nothing where there is no sum."""
+        return self.text(sum(low + high for low, high in values)) if self.adds else ""
+
+
+def _money(amount: float) -> str:
+    return cost(amount) or "$0"
+
+
+def _time(ns: float) -> str:
+    return duration(round(ns))
+
+
+_CHARTS: Final = (
+    (
+        "Steps",
+        "volume",
+        _Measure(lambda row: (row.steps - row.errors, row.errors), count, ("without an error", "failed")),
+    ),
+    (
+        "Duration",
+        "speed",
+        _Measure(
+            lambda row: (row.p50_ns or 0, max((row.p95_ns or 0) - (row.p50_ns or 0), 0)),
+            _time,
+            ("median", "95th percentile"),
+            adds=False,
+        ),
+    ),
+    ("Tokens", "tokens", _Measure(lambda row: (row.input_tokens, row.output_tokens), count, ("input", "output"))),
+    ("Cost", "cost", _Measure(lambda row: (row.cost, 0.0), _money, ("", ""))),
+)
+
+
+def _query(type: str, since_ns: int | None, until_ns: int | None = None, **more: Any) -> str:
+    wanted: Any = (type,) if type else None
+    return format_query(StepFilter(type=wanted, since_ns=since_ns, until_ns=until_ns, **more))
+
+
+@router.get("/dashboard")
+def dashboard(store: InStore, request: Request, span: Span = "7d", type: Kind = "", by: Group = "name") -> Response:
+    """Show a range of time, of all steps or those of a type."""
+    length_ns, every = _RANGES[span]
+    step_ns = _HOUR_NS if every == "hour" else _DAY_NS
+    until_ns = time.time_ns() // step_ns * step_ns + step_ns
+    since_ns = until_ns - length_ns
+    asked: dict[str, Any] = {"since_ns": since_ns, "until_ns": until_ns, "type": type or None}
+    rows = {row.start_ns or 0: row for row in store.rollups(RollupQuery(every=every, **asked))}
+    links = Links(request)
+    axis = _Axis(links, range(since_ns, until_ns, step_ns), step_ns, type)
+    groups = sorted(store.rollups(RollupQuery(every=None, by=(by,), **asked)), key=_worth, reverse=True)
+    recent = StepFilter(since_ns=since_ns, until_ns=until_ns)
+    context = {
+        "section": "dashboard",
+        "spans": list(_RANGES),
+        "span": span,
+        "types": _TYPES,
+        "type": type,
+        "by": by,
+        "dimensions": ("name", "model", "user", "type", "environment"),
+        "charts": [axis.chart(title, kind, rows, of) for title, kind, of in _CHARTS],
+        "first": since_ns,
+        "last": until_ns - step_ns,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "groups": [(row, getattr(row, by), _group_link(links, type, by, row, since_ns)) for row in groups[:_GROUPS]],
+        "all_groups": len(groups),
+        "looked_at": _LOOKED_AT,
+        "empty": not any(row.steps for row in rows.values()),
+        **_singles(store, links, recent, type),
+    }
+    return page(request, "dashboard.html", context)
+
+
+def _worth(row: Rollup) -> tuple[float, int]:
+    return row.cost, row.steps
+
+
+def _group_link(links: Links, type: str, by: str, row: Rollup, since_ns: int) -> str | None:
+    value = getattr(row, by)
+    if value is None or (by == "type" and type):
+        return None
+    wanted: dict[str, Any] = {by: (value,)} if by == "type" else {by: value}
+    return links.to("steps", q=_query("" if by == "type" else type, since_ns, None, **wanted))
+
+
+def _singles(store: Store, links: Links, recent: StepFilter, type: str) -> dict[str, Any]:
+    """Look at the latest runs, steps and errors of the range."""
+    runs = store.runs(top_filter(recent, MESSAGES), limit=_LOOKED_AT).items
+    wanted: Any = (type,) if type else None
+    steps = store.steps(StepFilter(type=wanted, since_ns=recent.since_ns), limit=_LOOKED_AT).items
+    failed = store.steps(StepFilter(status="failed", type=wanted, since_ns=recent.since_ns), limit=_LOOKED_AT).items
+    kinds = Counter((row.error_type, row.error_message) for row in failed)
+    return {
+        "dear": sorted((run for run in runs if run.spent), key=_spent, reverse=True)[:_SHOWN],
+        "slow": sorted((row for row in steps if _took(row)), key=_took, reverse=True)[:_SHOWN],
+        "failed": len(failed),
+        "wrong": [
+            (name, message, n, links.to("steps", q=_error_query(type, name, recent.since_ns)))
+            for (name, message), n in kinds.most_common(_SHOWN)
+        ],
+    }
+
+
+def _error_query(type: str, name: str | None, since_ns: int | None) -> str:
+    return _query(type, since_ns, status="failed", error_type=name)
+
+
+def _spent(run: RunRow) -> float:
+    return run.spent or 0.0
+
+
+def _took(row: StepRow) -> int:
+    return 0 if row.end_ns is None or row.start_ns is None else max(row.end_ns - row.start_ns, 0)

@@ -1,0 +1,153 @@
+"""What a run shows when all of it is looked at: failures that passed for success, what fills the context, and where the
+arguments of calls came from.
+
+What must stay true: this reads every step of the run, so it has a page of its own, and a run of more than `MAX_STEPS`
+is looked at as far as that, which the page says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final, cast
+
+from fastapi import APIRouter, Request, Response
+from msgspec import UNSET, json
+
+from stepwell.model import StepRecord
+from stepwell.server._access import InStore
+from stepwell.server.pages._address import Address, RunLook
+from stepwell.server.pages._content import Message, mapping, message_of, messages_of, part_of, read, tools_of
+from stepwell.server.pages._context import TOOLS, Piece, Sent, carried, kinds_of, tool_uses
+from stepwell.server.pages._entry import generation_of
+from stepwell.server.pages._origins import Origin, Text, origins
+from stepwell.server.pages._outcomes import Act, findings, repeats
+from stepwell.server.pages._page import Links, page
+from stepwell.server.pages._rows import Row
+from stepwell.server.pages._runs import StepId, families_of
+from stepwell.store import Store
+
+__all__ = ["acts_of", "router", "sent_of", "texts_of"]
+
+MAX_STEPS: Final = 2_000
+MAX_LISTED: Final = 100
+_BATCH: Final = 200
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A call of a tool, and where each of its arguments came from."""
+
+    call_id: str
+    tool: str
+    origins: Sequence[Origin]
+
+
+@router.get("/findings/{id:path}")
+def findings_page(store: InStore, request: Request, id: StepId) -> Response:
+    """Look at all steps of a run."""
+    family = families_of(request).of(store, id)
+    rows = family.rows[:MAX_STEPS]
+    acts: list[Act] = []
+    calls: list[Sent] = []
+    asked: list[Asked] = []
+    for record in _records(store, rows):
+        acts += acts_of(record)
+        if record.type == "llm":
+            calls.append(sent_of(record, family.by_id[record.id]))
+            asked += _asked(record)
+    soft, again = list(findings(acts)), list(repeats(acts))
+    values = [value for each in asked for value in each.origins]
+    context = {
+        "family": family,
+        "looked_at": len(rows),
+        "run": Address(Links(request), id, RunLook()),
+        "errors": [each for each in soft if each.kind == "error"],
+        "empty": [each for each in soft if each.kind == "empty"],
+        "repeats": again,
+        "calls": calls,
+        "kinds": [kinds_of(call) for call in calls],
+        "carried": carried(calls),
+        "uses": tool_uses(calls),
+        "asked": asked,
+        "values": len(values),
+        "found": sum(each.source is not None for each in values),
+        "listed": MAX_LISTED,
+    }
+    return page(request, "findings.html", context)
+
+
+def _records(store: Store, rows: Sequence[Row]) -> Iterator[StepRecord]:
+    wanted = [row.step.id for row in rows if row.step.type in {"llm", "tool"}]
+    for at in range(0, len(wanted), _BATCH):
+        yield from store.steps_in_full(wanted[at : at + _BATCH])
+
+
+def acts_of(record: StepRecord) -> Iterator[Act]:
+    """Yield what a step was of the agent: a tool's call, or the text of a model's answer."""
+    if record.type == "tool":
+        failed = record.status not in {"success", None}
+        name = record.name or ""
+        yield Act(record.id, "tool", name, read(record.input), read(record.output), failed)
+    elif record.type == "llm":
+        answer = message_of(generation_of(record).message_completion)
+        if answer is not None and not answer.calls:
+            yield Act(record.id, "said")
+
+
+def sent_of(record: StepRecord, row: Row) -> Sent:
+    """Return what a model call sent."""
+    generation = generation_of(record)
+    pieces: list[Piece] = []
+    if generation.tools is not UNSET:
+        data = bytes(generation.tools)
+        pieces.append(Piece(blake2b(data, digest_size=16).digest(), TOOLS, len(data), "all tools offered"))
+    messages = messages_of(generation.messages)
+    pieces += (Piece(each.digest, _kind_of(each), _length_of(each), each.preview[:120]) for each in messages)
+    answer = message_of(generation.message_completion)
+    step = row.step
+    return Sent(
+        record.id,
+        pieces,
+        step.input_tokens,
+        step.total_tokens or (step.input_tokens or 0) + (step.output_tokens or 0) or None,
+        step.cost,
+        [tool.name for tool in tools_of(generation.tools)],
+        [] if answer is None else [call.name for call in answer.calls],
+    )
+
+
+def _kind_of(message: Message) -> str:
+    if message.role in {"tool", "function", "function_call_output"}:
+        return f"results of {message.name}" if message.name else "tool results"
+    return message.role
+
+
+def _length_of(message: Message) -> int:
+    parts = sum(part.characters or len(part.text) for part in message.parts)
+    return parts + sum(len(call.name) + part_of(call.arguments).characters for call in message.calls)
+
+
+def _asked(record: StepRecord) -> Iterator[Asked]:
+    generation = generation_of(record)
+    answer = message_of(generation.message_completion)
+    if answer is not None and answer.calls:
+        before = texts_of(read(generation.messages))
+        for call in answer.calls:
+            yield Asked(record.id, call.name, origins(call.arguments, before))
+
+
+def texts_of(messages: Any) -> list[Text]:
+    """Return what stood before a call and was not the model's own: system, user and tool messages."""
+    found: list[Text] = []
+    for place, message in enumerate(cast("Sequence[Any]", messages if isinstance(messages, list) else ())):
+        fields = mapping(message)
+        role = fields.get("role")
+        if isinstance(role, str) and role != "assistant":
+            content = fields.get("content")
+            text = content if isinstance(content, str) else json.encode(content).decode()
+            found.append(Text(place, role, text.lower()))
+    return found

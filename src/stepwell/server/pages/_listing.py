@@ -1,0 +1,168 @@
+"""What all lists share: the query of the address, pages both ways, facets, and links that change one term.
+
+What must stay true: what is typed, what stands in the address and what is searched for is the same text; a query that
+can't be understood is told as an error, never answered with an empty list.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+
+from fastapi import Query
+
+from stepwell.errors import UsageError
+from stepwell.store import Facets, Order, Page, StepFilter, ThreadFilter
+from stepwell.store._language import MAX_QUERY_CHARACTERS, QueryError, parse_query, split_terms, value_text
+
+__all__ = [
+    "MESSAGES",
+    "Back",
+    "Cursor",
+    "Found",
+    "Listed",
+    "QueryText",
+    "Sorted",
+    "facets_of",
+    "list_page",
+    "read_query",
+    "thread_filter",
+    "top_filter",
+    "with_term",
+]
+
+T = TypeVar("T")
+
+ROWS: Final = 50
+QueryText = Annotated[str, Query(max_length=MAX_QUERY_CHARACTERS)]
+Cursor = Annotated[str | None, Query(max_length=200)]
+Sorted = Annotated[Literal["desc", "asc"], Query()]
+Back = Annotated[bool, Query()]
+
+_SEVERAL: Final = frozenset(("tag", "metadata", "tokens", "cost", "duration", "score"))
+MESSAGES: Final = StepFilter(type=("user_message", "assistant_message", "system_message"))
+_THREAD_MEMBERS: Final = {
+    "name": "name",
+    "user": "user",
+    "tag": "tag",
+    "environment": "environment",
+    "since_ns": "since_ns",
+    "until_ns": "until_ns",
+    "thread_id": "id",
+}
+_FACET_KEYS: Final = {"environment": "env"}
+_FACET_TITLES: Final = (
+    *(("status", "Status"), ("type", "Type"), ("model", "Model"), ("user", "User"), ("tag", "Tag")),
+    ("environment", "Environment"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A query as it was understood: the filter, or what is wrong with it and where."""
+
+    text: str
+    filter: StepFilter
+    error: str | None = None
+    position: int = 0
+
+    @property
+    def terms(self) -> list[tuple[str, str]]:
+        """Each term, and the query without it."""
+        terms = split_terms(self.text)
+        return [(term, " ".join([*terms[:at], *terms[at + 1 :]])) for at, term in enumerate(terms)]
+
+
+def read_query(text: str) -> Found:
+    """Read the query of an address."""
+    text = text.strip()
+    try:
+        return Found(text, parse_query(text, now_ns=time.time_ns()))
+    except QueryError as error:
+        return Found(text, StepFilter(), str(error), error.position)
+
+
+def thread_filter(filter: StepFilter) -> ThreadFilter:
+    """Return the same filter of threads. Raises `UsageError` where threads don't have its fields."""
+    members: dict[str, Any] = {}
+    for field in fields(filter):
+        value = getattr(filter, field.name)
+        if value in {None, False} if not isinstance(value, (tuple, list, dict)) else not value:
+            continue
+        if field.name not in _THREAD_MEMBERS:
+            raise UsageError(
+                "threads are found by name, user, tag, env, thread, since and until; search steps for the rest"
+            )
+        members[_THREAD_MEMBERS[field.name]] = value
+    return ThreadFilter(**members)
+
+
+def with_term(text: str, key: str, value: str, *, without: bool = False) -> str:
+    """Return a query with one more term, instead of another of the same field where it can have only one."""
+    term = f"{key}:{value_text(value)}"
+    opposite, term = (term, f"-{term}") if without else (f"-{term}", term)
+    kept = [
+        each
+        for each in split_terms(text)
+        if each not in {term, opposite} and (without or key in _SEVERAL or not each.startswith(f"{key}:"))
+    ]
+    return " ".join([*kept, term])
+
+
+@dataclass(frozen=True, slots=True)
+class Facet:
+    """A value that occurs in the list, and the queries that keep only it and leave it out."""
+
+    value: str
+    count: int
+    only: str
+    without: str
+    chosen: bool
+
+
+def facets_of(facets: Facets, text: str) -> list[tuple[str, list[Facet]]]:
+    """Return titles and values of the fields that part the list, or that the query names."""
+    terms, groups = frozenset(split_terms(text)), list[tuple[str, list[Facet]]]()
+    for name, title in _FACET_TITLES:
+        key = _FACET_KEYS.get(name, name)
+        values = facets.values.get(name, ())
+        chosen = any(term.startswith((f"{key}:", f"-{key}:")) for term in terms)
+        if len(values) > 1 or (values and (chosen or values[0][1] < facets.counted)):
+            groups.append((title, [_facet(text, terms, key, *each) for each in values]))
+    return groups
+
+
+def _facet(text: str, terms: frozenset[str], key: str, value: str, count: int) -> Facet:
+    only, without = with_term(text, key, value), with_term(text, key, value, without=True)
+    return Facet(value, count, only, without, f"{key}:{value_text(value)}" in terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """A page of a list, in the order asked for, and the cursors of its neighbours, None where there are none."""
+
+    items: Sequence[T]
+    further: str | None
+    nearer: str | None
+    first: bool
+
+
+def list_page(
+    fetch: Callable[..., Page[T]], cursor: str | None, order: Order, *, back: bool, **given: Any
+) -> Listed[T]:
+    """Read a page: what follows the cursor, or, going `back`, what is before it. Raises `UsageError` for no cursor."""
+    if not back or cursor is None:
+        page = fetch(limit=ROWS, cursor=cursor, order=order, **given)
+        return Listed(page.items, page.next_cursor, page.previous_cursor if cursor else None, cursor is None)
+    page = fetch(limit=ROWS, cursor=cursor, order="asc" if order == "desc" else "desc", **given)
+    if page.next_cursor is None:  # the beginning is a whole page, whatever came meanwhile
+        return list_page(fetch, None, order, back=False, **given)
+    return Listed(page.items[::-1], page.previous_cursor, page.next_cursor, first=False)
+
+
+def top_filter(filter: StepFilter, hidden: StepFilter | None) -> StepFilter:
+    """Return the filter of a list of runs, without what is hidden there."""
+    unwanted = filter.none_of if hidden is None else (*filter.none_of, hidden)
+    return replace(filter, root_only=True, none_of=unwanted)

@@ -1,0 +1,117 @@
+"""The lists: runs, threads and steps. They read columns only, a page at a time."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+
+from stepwell.errors import UsageError
+from stepwell.server._access import InPlace
+from stepwell.server._places import Place
+from stepwell.server.pages._listing import (
+    MESSAGES,
+    Back,
+    Cursor,
+    Found,
+    Listed,
+    QueryText,
+    Sorted,
+    facets_of,
+    list_page,
+    read_query,
+    thread_filter,
+    top_filter,
+)
+from stepwell.server.pages._page import page
+from stepwell.server.pages._views import read_views
+from stepwell.store import Order
+
+__all__ = ["router"]
+
+router = APIRouter(include_in_schema=False)
+
+Messages = Annotated[bool, Query(description="Also messages that are in no run.")]
+
+_TITLES: Final = {"runs": "Runs", "threads": "Threads", "steps": "Steps"}
+
+
+@router.get("/")
+@router.get("/runs")
+def runs(  # noqa: PLR0917 (FastAPI passes them by name)
+    place: InPlace,
+    request: Request,
+    q: QueryText = "",
+    cursor: Cursor = None,
+    order: Sorted = "desc",
+    back: Back = False,
+    messages: Messages = False,
+) -> Response:
+    """List runs, the newest first. A message that is in no run is no run, so it is left out unless asked for."""
+    found, store = read_query(q), place.store
+    named = found.filter.type is not None or any(other.type for other in found.filter.none_of)
+    filter = top_filter(found.filter, None if messages or named else MESSAGES)
+    listed = None if found.error else list_page(store.runs, cursor, order, back=back, filter=filter)
+    facets = None if listed is None else store.facets(filter)
+    extra = {
+        "facets": facets,
+        "groups": [] if facets is None else facets_of(facets, found.text),
+        "messages": messages,
+        "named": named,
+    }
+    return _answer(request, place, "runs", found, listed, order, **extra)
+
+
+@router.get("/steps")
+def steps(  # noqa: PLR0917 (FastAPI passes them by name)
+    place: InPlace,
+    request: Request,
+    q: QueryText = "",
+    cursor: Cursor = None,
+    order: Sorted = "desc",
+    back: Back = False,
+) -> Response:
+    """List steps of all kinds, the newest first."""
+    found, store = read_query(q), place.store
+    listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
+    facets = None if listed is None else store.facets(found.filter)
+    extra = {"facets": facets, "groups": [] if facets is None else facets_of(facets, found.text)}
+    return _answer(request, place, "steps", found, listed, order, **extra)
+
+
+@router.get("/threads")
+def threads(  # noqa: PLR0917 (FastAPI passes them by name)
+    place: InPlace,
+    request: Request,
+    q: QueryText = "",
+    cursor: Cursor = None,
+    order: Sorted = "desc",
+    back: Back = False,
+) -> Response:
+    """List threads, the latest active first."""
+    found, listed = read_query(q), None
+    if not found.error:
+        try:
+            filter = thread_filter(found.filter)
+        except UsageError as error:
+            found = Found(found.text, found.filter, str(error))
+        else:
+            listed = list_page(place.store.threads, cursor, order, back=back, filter=filter)
+    return _answer(request, place, "threads", found, listed, order, facets=None, groups=[])
+
+
+def _answer(  # noqa: PLR0917 (what the three lists have found)
+    request: Request, place: Place, section: str, found: Found, listed: Listed[Any] | None, order: Order, **extra: Any
+) -> Response:
+    (_, position) = place.store.changes(None)
+    context = {
+        "section": section,
+        "title": _TITLES[section],
+        "found": found,
+        "listed": listed,
+        "order": order,
+        "views": read_views(place),
+        "position": position,
+        **extra,
+    }
+    return page(request, f"{section}.html", context, 422 if found.error else 200)
