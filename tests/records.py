@@ -25,6 +25,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=8,
 )
+attributes = st.dictionaries(texts, values, max_size=3)
 calls = st.fixed_dictionaries(
     {
         "id": texts,

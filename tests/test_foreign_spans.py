@@ -390,7 +390,7 @@ def test_an_error_is_what_the_exception_or_the_status_says() -> None:
     stopped = SpanEvent("exception", 1500, {"exception.type": "asyncio.exceptions.CancelledError"})
     assert step({}, status=STATUS_ERROR, events=[stopped])["status"] == "cancelled"
     handled = step({}, events=[thrown])
-    assert (handled["status"], handled["metadata"]["otel.events"][0]["name"]) == ("success", "exception")
+    assert (handled["status"], handled["metadata"]["events"][0]["name"]) == ("success", "exception")
 
 
 def test_a_span_that_has_not_ended_is_pending() -> None:
@@ -401,12 +401,18 @@ def test_a_span_that_has_not_ended_is_pending() -> None:
 def test_links_and_events_are_kept() -> None:
     told = step({}, links=[SpanLink(TRACE, 7, {"k": 1})], events=[SpanEvent("tried", 3, {})], kind=5)
     assert told["metadata"] == {
-        "otel.links": [
+        "links": [
             {"trace_id": "01a2018cc5cd743386c4a5277c5fccc5", "span_id": "0000000000000007", "attributes": {"k": 1}}
         ],
-        "otel.events": [{"name": "tried", "time_ns": 3}],
+        "events": [{"name": "tried", "time_ns": 3, "attributes": {}}],
         "otel.kind": 5,
     }
+
+
+def test_attributes_named_as_links_and_events_keep_their_place() -> None:
+    told = step({"events": 5}, links=[SpanLink(TRACE, 7, {})], events=[SpanEvent("tried", 3, {})])
+    assert (told["metadata"]["events"], told["metadata"]["otel.events"][0]["name"]) == (5, "tried")
+    assert told["metadata"]["links"][0]["span_id"] == "0000000000000007"
 
 
 def test_two_attributes_of_one_meaning_are_both_kept_where_they_differ() -> None:

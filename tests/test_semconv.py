@@ -21,6 +21,9 @@ from stepwell.otel.semconv import (
     STATUS_ERROR,
     STATUS_OK,
     Convention,
+    Span,
+    SpanEvent,
+    SpanLink,
     span_of,
     step_of,
 )
@@ -273,7 +276,7 @@ def test_a_call_is_read_by_the_convention_it_was_told_in(convention: Convention)
 
 def of_type(type: str, **fields: Any) -> StepRecord:
     given = {"kind": "step", "id": "a", "trace_id": "b", "parent_id": "c", "type": type, "name": "n", **fields}
-    step = decode_record(json.dumps({"start_ns": 5, "end_ns": 9, "status": "success", **given}).encode())
+    step = decode_record(bytes(raw({"start_ns": 5, "end_ns": 9, "status": "success", **given})))
     assert isinstance(step, StepRecord)
     return step
 
@@ -340,6 +343,85 @@ def test_scores_are_annotations_and_events() -> None:
     }
     [told] = read_by(step, "openinference")["scores"]
     assert told == {name: value for name, value in score.items() if name != "created_ns"}
+
+
+EVENT = {"name": "tried", "time_ns": 7, "attributes": {"n": 1, "why": ["late", "dry"]}}
+LINK = {"trace_id": f"{5:032x}", "span_id": f"{6:016x}", "attributes": {"why": "batch"}}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"events": [EVENT]},
+        {"a": 1, "links": [LINK, LINK], "b": 2, "events": [EVENT, {**EVENT, "name": "exception"}], "c": 3},
+    ],
+)
+def test_events_and_links_are_the_spans_own_and_not_in_its_metadata(metadata: dict[str, Any]) -> None:
+    error, scores = {"type": "ValueError"}, [{"id": "s", "value": 0.5}]
+    step = of_type("tool", metadata=metadata, error=error, scores=scores)
+    span = span_of(step)
+    assert [(event.name, event.time_ns) for event in span.events] == [
+        *((each["name"], 7) for each in metadata["events"]),
+        ("exception", 9),
+        ("gen_ai.evaluation.result", 9),
+    ]
+    assert span.events[0].attributes == {"n": 1, "why": ["late", "dry"]}
+    assert list(span.links) == [SpanLink(5, 6, {"why": "batch"})] * len(metadata.get("links", ()))
+    rest = {name: value for name, value in metadata.items() if name not in ("events", "links")}
+    assert json.loads(span.attributes.get("metadata", "{}")) == rest
+    assert "tried" not in json.dumps(span.attributes)
+    assert step_of(span) == step
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"events": [EVENT, "mine"]},
+        {"events": [{**EVENT, "attributes": {"deep": {"er": 1}}}]},
+        {"events": [{**EVENT, "attributes": {"large": 2**70}}]},
+        {"events": [{**EVENT, "more": 1}]},
+        {"links": [LINK, {**LINK, "span_id": "0" * 16}]},
+    ],
+)
+def test_events_and_links_that_a_span_would_tell_otherwise_are_in_the_metadata_as_well(
+    metadata: dict[str, Any],
+) -> None:
+    step = of_type("tool", metadata=metadata)
+    span = span_of(step)
+    assert (len(span.events), len(span.links)) == (len(metadata.get("events", ())) and 1, "links" in metadata)
+    assert json.loads(span.attributes["metadata"]) == metadata
+    assert step_of(span) == step
+
+
+@pytest.mark.parametrize("metadata", [{"events": "mine"}, {"links": {}}, {"events": []}, ["events"], "links", None])
+def test_metadata_that_only_looks_like_events_stays_metadata(metadata: object) -> None:
+    step = of_type("tool", metadata=metadata)
+    span = span_of(step)
+    assert (list(span.events), list(span.links)) == ([], [])
+    assert step_of(span) == step
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"name": records.texts, "time_ns": records.times, "attributes": records.attributes})
+    ),
+    st.permutations(["events", "links", "k"]),
+    conventions,
+)
+def test_any_events_come_back_equal(
+    events: list[dict[str, Any]], names: list[str], conventions: list[Convention]
+) -> None:
+    held: dict[str, Any] = {"events": events, "links": [{**LINK, "attributes": each["attributes"]} for each in events]}
+    step = of_type("tool", metadata={name: held.get(name, 1) for name in names})
+    assert step_of(span_of(step, conventions=conventions)) == step
+
+
+def test_events_and_links_of_a_foreign_span_are_its_own_again_when_they_are_sent_on() -> None:
+    event, link = SpanEvent("tried", 3, {"n": 1}), SpanLink(7, 8, {})
+    taken = step_of(Span(5, 6, start_ns=1, end_ns=9, events=[event], links=[link]))
+    sent = span_of(taken)
+    assert (list(sent.events), list(sent.links)) == ([event], [link])
+    assert step_of(sent) == taken
 
 
 def test_where_a_model_is_called_is_told_as_a_server() -> None:

@@ -120,8 +120,9 @@ def test_the_official_exporter_delivers_spans(server: AppServer, compression: Co
     assert child.error is not None
     assert child.error.message == "no"
     metadata = json.loads(bytes(child.metadata))
-    assert metadata["otel.links"] == [{"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}"}]
-    assert [(event["name"], event["attributes"]) for event in metadata["otel.events"]] == [("tried", {"n": 1})]
+    link = {"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}", "attributes": {}}
+    assert metadata["links"] == [link]
+    assert [(event["name"], event["attributes"]) for event in metadata["events"]] == [("tried", {"n": 1})]
 
 
 def json_span(**fields: Any) -> dict[str, Any]:

@@ -240,8 +240,8 @@ def test_an_error_events_and_links_are_kept(provider: TracerProvider, captured: 
     fields = captured.fields("chat")
     assert fields["status"] == "failed"
     assert (fields["error"]["type"], fields["error"]["message"]) == ("ValueError", "no tea")
-    assert fields["metadata"]["otel.events"][0]["name"] == "e"
-    assert fields["metadata"]["otel.links"][0]["attributes"] == {"why": "batch"}
+    assert fields["metadata"]["events"][0]["name"] == "e"
+    assert fields["metadata"]["links"][0]["attributes"] == {"why": "batch"}
 
 
 def test_secrets_in_spans_are_masked(provider: TracerProvider, captured: Captured) -> None:

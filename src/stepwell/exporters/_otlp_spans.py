@@ -18,7 +18,7 @@ from msgspec import structs
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
 from stepwell._vocabulary import SDK
 from stepwell.model import Record, StepRecord, decode_record
@@ -117,7 +117,7 @@ def readable_of(sent: Sent) -> ReadableSpan:
         sent.resource,
         span.attributes,
         [Event(event.name, event.attributes, event.time_ns) for event in span.events],
-        (),
+        [Link(SpanContext(link.trace_id, link.span_id, False, _FLAGS), link.attributes) for link in span.links],
         SpanKind.CLIENT if span.kind == CLIENT else SpanKind.INTERNAL,
         None,
         status,
@@ -139,6 +139,7 @@ def stub_of(sent: Sent) -> Sent:
         message=sent.span.message[:STUB_CHARACTERS],
         attributes=kept,
         events=(),
+        links=(),
     )
     return Sent(stub, sent.resource)
 

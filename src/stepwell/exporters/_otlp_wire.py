@@ -117,7 +117,7 @@ class HttpWire:
         """Send spans."""
         from stepwell.exporters._otlp_encoding import traces_request
 
-        self._body = traces_request(spans).SerializeToString()
+        self._body = traces_request(spans)
         self._outcome = _UNSENT
         self._exporter.export(())
         self._body = b""
@@ -132,7 +132,7 @@ class HttpWire:
         url, options = self._seen or ("", {})
         if not url.endswith("/v1/traces"):
             return Outcome("refused", "there is no place for logs beside that for spans")
-        self._body = logs_request(events).SerializeToString()
+        self._body = logs_request(events)
         self._request("POST", f"{url.removesuffix('traces')}logs", **options)
         self._body = b""
         return self._outcome
@@ -262,7 +262,7 @@ class GrpcWire:
         """Send spans."""
         from stepwell.exporters._otlp_encoding import traces_request
 
-        self._request = traces_request(spans)
+        self._request = _parsed("trace", "ExportTraceServiceRequest", traces_request(spans))
         self._outcome = _UNSENT
         self._exporter.export(())
         self._request = None
@@ -274,7 +274,8 @@ class GrpcWire:
 
         service = import_module("opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc")  # it has no types
         stub = service.LogsServiceStub(self._exporter._channel)
-        return self._ask(stub, logs_request(events), self._options)
+        request = _parsed("logs", "ExportLogsServiceRequest", logs_request(events))
+        return self._ask(stub, request, self._options)
 
     def close(self) -> None:
         """Close the channel."""
@@ -293,6 +294,12 @@ class GrpcWire:
             return Outcome("taken", note=_note(stub.Export(request, **options)))
         except self._grpc.RpcError as error:
             return _grpc_outcome(error)
+
+
+def _parsed(signal: str, name: str, request: bytes) -> Any:
+    """Return a request as the message that a stub asks for."""
+    service = import_module(f"opentelemetry.proto.collector.{signal}.v1.{signal}_service_pb2")
+    return getattr(service, name).FromString(request)
 
 
 def _grpc_outcome(error: Any) -> Outcome:

@@ -19,6 +19,7 @@ from msgspec import UNSET, Raw, UnsetType, json
 from stepwell._vocabulary import Status, StepType
 from stepwell.model import ErrorInfo, Score, StepRecord
 from stepwell.otel._generations import generation_of
+from stepwell.otel._happened import EVENTS, LINKS, told_events, told_links
 from stepwell.otel._own import error_of, is_own, read_own
 from stepwell.otel._parts import chat_messages
 from stepwell.otel._reading import Attributes, Said, json_payload, payload_of, read_json, text_payload
@@ -91,8 +92,9 @@ def step_of(span: Span, origin: Origin = Origin()) -> StepRecord:  # noqa: B008 
     step.tags = _tags_of(said)
     step.scores = [*_scores_of(said, step.id)] or None
     metadata = _metadata_of(said, span, origin)
-    if events := [*_events_of(span, without=None if step.error is None else "exception")]:
-        metadata["otel.events"] = events
+    happened = span.events if step.error is None else [each for each in span.events if each.name != "exception"]
+    _put(metadata, EVENTS, told_events(happened))
+    _put(metadata, LINKS, told_links(span.links))
     if metadata:
         step.metadata = Raw(_encode(metadata))
     return step
@@ -215,11 +217,6 @@ def _metadata_of(said: Attributes, span: Span, origin: Origin) -> dict[str, Any]
     for name, value in said.left_over().items():
         prefix = next((each for each in _METADATA if name.startswith(each)), "")
         metadata[name.removeprefix(prefix) or name] = json_payload(value) if prefix.startswith("langfuse.") else value
-    if span.links:
-        metadata["otel.links"] = [
-            {"trace_id": hex_of(link.trace_id), "span_id": f"{link.span_id:016x}", **_attributes(link.attributes)}
-            for link in span.links
-        ]
     if span.kind not in (INTERNAL, CLIENT, 0):
         metadata["otel.kind"] = span.kind
     if span.parent_id is None and origin.resource:
@@ -227,11 +224,7 @@ def _metadata_of(said: Attributes, span: Span, origin: Origin) -> dict[str, Any]
     return metadata
 
 
-def _events_of(span: Span, without: str | None) -> Iterator[dict[str, Any]]:
-    for event in span.events:
-        if event.name != without:
-            yield {"name": event.name, "time_ns": event.time_ns, **_attributes(event.attributes)}
-
-
-def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {"attributes": dict(attributes)} if attributes else {}
+def _put(metadata: dict[str, Any], name: str, entries: list[dict[str, Any]]) -> None:
+    """Add events or links where those of steps are; an attribute of that name keeps its place."""
+    if entries:
+        metadata[f"otel.{name}" if name in metadata else name] = entries

@@ -5,7 +5,7 @@ What must stay true:
 1. Every field of the record is one attribute `stepwell.FIELD`, payloads as JSON text, unless the span itself says it
    (id, name, times), or another attribute holds the very same: then `stepwell.carried` names that one, as in
    `input=input.value`. So a payload is on the span once for each convention, not once more for us.
-2. What another attribute is said to hold was read back from it and compared before it was said.
+2. What another attribute is said to hold is the very text that was put there, or was compared before it was said.
 3. What was changed on the way (an attribute cut or removed) is missing from the step; the rest of it is read.
 """
 
@@ -13,16 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Final, Literal, cast
 
-from msgspec import UNSET, DecodeError, Raw, json
+from msgspec import UNSET, DecodeError, Raw, UnsetType, json
 
 from stepwell.errors import UsageError
 from stepwell.model import ErrorInfo, Record, ScoreRecord, StepRecord, ThreadRecord, decode_record
+from stepwell.otel._facts import Facts, put
+from stepwell.otel._happened import put_back
 from stepwell.otel._parts import chat_messages, listing, loads
 from stepwell.otel._spans import MAX_INT, LogEvent, Span, hex_of, step_id_of
 
-__all__ = ["PREFIX", "VERSION", "error_of", "is_own", "own_attributes", "read_event", "read_own", "record_attributes"]
+__all__ = ["PREFIX", "VERSION", "add_own", "error_of", "is_own", "read_event", "read_own", "record_attributes"]
 
 PREFIX: Final = "stepwell."
 VERSION: Final = 1
@@ -30,6 +33,7 @@ _VERSION: Final = f"{PREFIX}version"
 _CARRIED: Final = f"{PREFIX}carried"
 _ABSENT: Final = f"{PREFIX}absent"
 _OF_GENERATION: Final = "generation."
+_OF_METADATA: Final = "metadata."
 _PAYLOADS: Final = frozenset({"input", "output", "generation", "metadata"})
 # Text attributes that are JSON: payloads, parts with fields of their own, and numbers too large for an attribute.
 _IN_JSON: Final = _PAYLOADS | {
@@ -69,9 +73,13 @@ def _listed(name: str) -> Reader:
 def _chat_at(name: str, *, alone: bool = False) -> Reader:
     def read(span: Span) -> Any:
         messages = chat_messages(loads(span.attributes[name]))
-        return Raw(_encode(messages[0] if alone and len(messages) == 1 else messages))
+        return Raw(_encode(_alone(messages) if alone else messages))
 
     return read
+
+
+def _alone(messages: list[dict[str, Any]]) -> Any:
+    return messages[0] if len(messages) == 1 else messages
 
 
 def _tools(span: Span) -> Any:
@@ -91,7 +99,7 @@ def error_of(span: Span) -> ErrorInfo | None:
     return None
 
 
-# What other attributes may hold of a record: by field, the attribute (or event) that is tried, in this order.
+# What other attributes may hold of a record: by field, how each is read.
 _CARRIERS: Final[dict[str, dict[str, Reader]]] = {
     "input": {
         "input.value": _text_at("input.value", "input.mime_type"),
@@ -123,6 +131,23 @@ _GENERATION_CARRIERS: Final[dict[str, dict[str, Reader]]] = {
     },
     "variables": {"llm.prompt_template.variables": _json_at("llm.prompt_template.variables")},
 }
+# Attributes that hold the very text of a payload of the step, wherever they are; and of a member of its generation.
+_SAME: Final = {field: tuple(_CARRIERS[field]) for field in ("input", "output", "metadata")}
+_SAME_MEMBERS: Final = (
+    ("settings", "llm.invocation_parameters"),
+    ("variables", "llm.prompt_template.variables"),
+)
+_STRINGS: Final = {"prompt": "llm.prompts.0.prompt.text", "completion": "llm.choices.0.completion.text"}
+# Fields of a step that are an attribute each: texts, and others.
+_TEXTS: Final = (
+    *("thread_id", "root_run_id", "type", "status", "downgraded_from", "agent_id", "user"),
+    *("environment", "release", "service", "sdk"),
+)
+_OTHERS: Final = ("attachments", "scores", "child_count", "active_ns")
+_TEXT_NAMES: Final = tuple(PREFIX + field for field in _TEXTS)
+_OTHER_NAMES: Final = tuple(PREFIX + field for field in _OTHERS)
+_texts_of: Final = attrgetter(*_TEXTS)
+_others_of: Final = attrgetter(*_OTHERS)
 # What reading may raise of attributes that are not as we wrote them.
 _BROKEN: Final = (DecodeError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
@@ -135,32 +160,65 @@ def is_own(attributes: Mapping[str, Any]) -> bool:
 # -- out
 
 
-def own_attributes(step: StepRecord, span: Span) -> dict[str, Any]:
-    """Return what the span needs besides what it has, so that the step can be read from it."""
+def add_own(found: dict[str, Any], facts: Facts, span: Span) -> None:
+    """Add to a span's attributes what it needs besides what it has, so that the step can be read from it."""
+    step = facts.step
     carried: list[str] = []
-    found = record_attributes(step)
-    for field, carriers in _CARRIERS.items():
-        if (value := getattr(step, field)) is not None and value is not UNSET:
-            carrier = _carrier_of(value, carriers, span)
-            if carrier is not None:
-                carried.append(f"{field}={carrier}")
-                del found[PREFIX + field]
-    if step.generation is not UNSET:
-        rest = _without_carried(step.generation, span, carried)
-        found[f"{PREFIX}generation"] = _text(rest)
-    absent: list[str] = []
-    for field, value in _said_by(span).items():
-        actual = getattr(step, field)
-        if actual == value:
-            found.pop(PREFIX + field, None)
-        elif actual is None:
-            absent.append(field)
     found[_VERSION] = VERSION
+    put(found, *zip(_TEXT_NAMES, _texts_of(step), strict=True))
+    for name, value in zip(_OTHER_NAMES, _others_of(step), strict=True):
+        if value is not None:
+            found[name] = _attribute(value)
+    _add_payload(found, carried, "input", facts.input, step.input)
+    _add_payload(found, carried, "output", facts.output, step.output)
+    if step.metadata is not UNSET:
+        _add_metadata(found, carried, facts, step.metadata)
+    if step.tags is not None:
+        if "tag.tags" in found:
+            carried.append("tags=tag.tags")
+        else:
+            found["stepwell.tags"] = step.tags
+    if step.error is not None:
+        carried.append("error=exception")
+    if step.generation is not UNSET:
+        found["stepwell.generation"] = _text(_without_carried(step.generation, facts, found, carried))
+    _add_unsaid(found, step, span)
     if carried:
         found[_CARRIED] = carried
+
+
+def _add_payload(
+    found: dict[str, Any], carried: list[str], field: str, text: str | None, payload: Raw | UnsetType
+) -> None:
+    """Name the attribute that holds input, output or metadata; where none does, add one."""
+    if payload is UNSET:
+        return
+    for name in _SAME[field]:
+        if name in found:
+            carried.append(f"{field}={name}")
+            return
+    found[PREFIX + field] = _text(payload) if text is None else text
+
+
+def _add_metadata(found: dict[str, Any], carried: list[str], facts: Facts, payload: Raw) -> None:
+    happened = facts.happened
+    _add_payload(found, carried, "metadata", facts.metadata, payload if happened is None else happened.rest)
+    if happened is not None:
+        carried.extend(f"{_OF_METADATA}{place}" for place in happened.places)
+
+
+def _add_unsaid(found: dict[str, Any], step: StepRecord, span: Span) -> None:
+    """Add those of the fields that follow from the span itself which don't."""
+    absent: list[str] = []
+    for field, said in _said_by(span).items():
+        actual = getattr(step, field)
+        if actual is None:
+            if said is not None:
+                absent.append(field)
+        elif actual != said:
+            found[PREFIX + field] = _attribute(actual)
     if absent:
         found[_ABSENT] = absent
-    return found
 
 
 def record_attributes(record: StepRecord | ThreadRecord | ScoreRecord) -> dict[str, Any]:
@@ -188,34 +246,57 @@ def _attribute(value: Any) -> Any:
 def _text(payload: Raw | bytes) -> str | bytes:
     """Return JSON as text; as bytes where it is no UTF-8, which its producer alone is to blame for."""
     try:
-        return bytes(payload).decode()
+        return str(payload, "utf-8")
     except UnicodeDecodeError:
         return bytes(payload)
 
 
-def _carrier_of(value: object, carriers: Mapping[str, Reader], span: Span) -> str | None:
-    for name, read in carriers.items():
-        try:
-            if read(span) == value:
-                return name
-        except _BROKEN:
-            continue
-    return None
-
-
-def _without_carried(generation: Raw, span: Span, carried: list[str]) -> Raw | bytes:
+def _without_carried(generation: Raw, facts: Facts, found: Mapping[str, Any], carried: list[str]) -> Raw | bytes:
     """Return a generation with a place holder for each member that something else on the span holds."""
     try:
         members = _members.decode(generation)
-        if _encode(members) != bytes(generation):
+        if Raw(_encode(members)) != generation:
             return generation
+        held = dict(_held(members, facts, found))
+        for field, name in held.items():
+            carried.append(f"{_OF_GENERATION}{field}={name}")
+            members[field] = _PLACE
+        return _encode(members) if held else generation
     except _BROKEN:
         return generation
-    for field, carriers in _GENERATION_CARRIERS.items():
-        if field in members and (carrier := _carrier_of(members[field], carriers, span)) is not None:
-            carried.append(f"{_OF_GENERATION}{field}={carrier}")
-            members[field] = _PLACE
-    return _encode(members)
+
+
+def _held(members: Mapping[str, Raw], facts: Facts, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the members of a generation that another attribute holds, and that attribute."""
+    for field, name in _SAME_MEMBERS:
+        if field in members and name in found:
+            yield field, name
+    for field, name in _STRINGS.items():
+        if field in members and name in found and Raw(_encode(found[name])) == members[field]:
+            yield field, name
+    yield from _held_chat(members, facts, found)
+    for field in ("message_completion", "completion"):
+        if members.get(field) == facts.step.output and "output.value" in found:
+            yield field, "output.value"
+    if "tools" in members:
+        tools = str(members["tools"], "utf-8")
+        if "llm.tools.0.tool.json_schema" in found and f"[{','.join(facts.tools)}]" == tools:
+            yield "tools", "llm.tools"
+        elif found.get("gen_ai.tool.definitions") == tools:
+            yield "tools", "gen_ai.tool.definitions"
+
+
+def _held_chat(members: Mapping[str, Raw], facts: Facts, found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "messages" in members and "gen_ai.input.messages" in found:
+        messages = facts.messages if facts.is_plain else chat_messages(facts.asked)
+        if Raw(_encode(messages)) == members["messages"]:
+            yield "messages", "gen_ai.input.messages"
+    answer = members.get("message_completion")
+    if answer is not None and "gen_ai.output.messages" in found:
+        # Most answers are the step's output as well, which is read more cheaply.
+        is_shown = answer == facts.step.output and "output.value" in found
+        if not is_shown and Raw(_encode(_alone(chat_messages(facts.answered)))) == answer:
+            yield "message_completion", "gen_ai.output.messages"
 
 
 def _said_by(span: Span) -> dict[str, Any]:
@@ -240,7 +321,8 @@ def read_own(span: Span) -> StepRecord:
     for name in _names(attributes.get(_ABSENT)):
         fields.pop(name, None)
     fields.update(_fields(StepRecord, attributes))
-    carried = [entry.partition("=") for entry in _names(attributes.get(_CARRIED))]
+    entries = [*_names(attributes.get(_CARRIED))]
+    carried = [entry.partition("=") for entry in entries]
     for field, _, name in carried:
         with suppress(*_BROKEN):
             fields[field] = _CARRIERS[field][name](span)
@@ -249,6 +331,9 @@ def read_own(span: Span) -> StepRecord:
     }
     if members and "generation" in fields:
         fields["generation"] = _with_carried(fields["generation"], members, span)
+    if places := [entry.removeprefix(_OF_METADATA) for entry in entries if entry.startswith(_OF_METADATA)]:
+        with suppress(*_BROKEN):
+            fields["metadata"] = put_back(fields.get("metadata", UNSET), places, span)
     return cast("StepRecord", _record("step", fields))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
-from msgspec import DecodeError, json
+from msgspec import DecodeError, Raw, json
 
 __all__ = ["chat_message", "chat_messages", "flat_message", "genai_message", "listing", "loads", "mapping"]
 
@@ -21,7 +21,7 @@ _RETURNS: Final = frozenset({"tool_result", "function_call_output"})
 _IMAGES: Final = frozenset({"image_url", "input_image"})
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes | Raw) -> Any:
     """Return what JSON says; raises `ValueError` (also for nesting too deep to read)."""
     try:
         return json.decode(text)
@@ -230,19 +230,27 @@ def _joined(
 # -- to OpenInference
 
 
-def flat_message(prefix: str, message: Body) -> dict[str, Any]:
-    """Return the attributes of one GenAI message below `prefix`, such as `llm.input_messages.0.message.`."""
-    found: dict[str, Any] = {f"{prefix}role": message.get("role")}
+def flat_message(found: dict[str, Any], prefix: str, message: Body) -> None:
+    """Add the attributes of one GenAI message below `prefix`, such as `llm.input_messages.0.message.`."""
+    if isinstance(role := message.get("role"), str):
+        found[f"{prefix}role"] = role
     if isinstance(name := message.get("name"), str):
         found[f"{prefix}name"] = name
     parts = [mapping(part) or {} for part in listing(message.get("parts")) or ()]
     texts = [part for part in parts if part.get("type") not in ("tool_call", "tool_call_response")]
     if len(texts) == 1 and texts[0].get("type") == "text":
-        found[f"{prefix}content"] = texts[0].get("content")
+        if isinstance(content := texts[0].get("content"), str):
+            found[f"{prefix}content"] = content
     else:
         for number, part in enumerate(texts):
             for key, value in _flat_part(part).items():
-                found[f"{prefix}contents.{number}.message_content.{key}"] = value
+                if isinstance(value, str):
+                    found[f"{prefix}contents.{number}.message_content.{key}"] = value
+    if len(parts) > len(texts):
+        _add_flat_calls(found, prefix, parts)
+
+
+def _add_flat_calls(found: dict[str, Any], prefix: str, parts: Sequence[Body]) -> None:
     calls = 0
     for part in parts:
         if part.get("type") == "tool_call":
@@ -258,7 +266,6 @@ def flat_message(prefix: str, message: Body) -> dict[str, Any]:
             found[f"{prefix}content"] = response if isinstance(response, str) else json.encode(response).decode()
             if isinstance(part.get("id"), str):
                 found[f"{prefix}tool_call_id"] = part["id"]
-    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
 def _flat_part(part: Body) -> dict[str, Any]:

@@ -8,6 +8,7 @@ so a child finds its parent although the two never met.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -97,10 +98,17 @@ def hex_of(trace_id: int) -> str:
 
 def step_id_of(trace_id: int, span_id: int) -> str:
     """Return the id of the step that a span is: the UUID of its trace's high half and the span id."""
-    digits = f"{trace_id >> 64:016x}{span_id:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    digits = f"{span_id:016x}"
+    return f"{_beginning(trace_id)}{digits[:4]}-{digits[4:]}"
 
 
+@lru_cache(maxsize=1024)
+def _beginning(trace_id: int) -> str:
+    digits = f"{trace_id >> 64:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:]}-"
+
+
+@lru_cache(maxsize=2048)  # one is asked for with each of its children
 def span_id_of(id: str) -> int:
     """Return the id of the span that a step is: the low half of its UUID, else a digest."""
     number = int(id[19:].replace("-", ""), 16) if is_uuid(id) else _number(id, 16)
@@ -109,7 +117,11 @@ def span_id_of(id: str) -> int:
 
 def trace_id_of(step: StepRecord) -> int:
     """Return the trace that a step is in; without one it is that of its run, else its own."""
-    id = step.trace_id or step.root_run_id or step.id
+    return _trace_number(step.trace_id or step.root_run_id or step.id)
+
+
+@lru_cache(maxsize=1024)
+def _trace_number(id: str) -> int:
     number = int(id.replace("-", ""), 16) if is_uuid(id) else _number(id, 32)
     return number or _digest(id, 16)
 
