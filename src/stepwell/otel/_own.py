@@ -11,7 +11,7 @@ What must stay true:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Final, Literal, cast
@@ -53,7 +53,7 @@ def _text_at(name: str, mime: str) -> Reader:
 
     def read(span: Span) -> Any:
         value = span.attributes[name]
-        return Raw(value.encode() if span.attributes.get(mime) == "application/json" else _encode(value))
+        return Raw(value.encode() if span.attributes[mime] == "application/json" else _encode(value))
 
     return read
 
@@ -84,8 +84,9 @@ def _alone(messages: list[dict[str, Any]]) -> Any:
 
 def _tools(span: Span) -> Any:
     found: list[str] = []
-    while isinstance(tool := span.attributes.get(f"llm.tools.{len(found)}.tool.json_schema"), str):
-        found.append(tool)
+    with suppress(KeyError):
+        while isinstance(tool := span.attributes[f"llm.tools.{len(found)}.tool.json_schema"], str):
+            found.append(tool)
     return Raw(f"[{','.join(found)}]".encode())
 
 
@@ -320,18 +321,21 @@ def read_own(span: Span) -> StepRecord:
     fields = _said_by(span)
     for name in _names(attributes.get(_ABSENT)):
         fields.pop(name, None)
-    fields.update(_fields(StepRecord, attributes))
-    entries = [*_names(attributes.get(_CARRIED))]
-    carried = [entry.partition("=") for entry in entries]
-    for field, _, name in carried:
-        with suppress(*_BROKEN):
-            fields[field] = _CARRIERS[field][name](span)
-    members = {
-        field.removeprefix(_OF_GENERATION): name for field, _, name in carried if field.startswith(_OF_GENERATION)
-    }
+    _read_fields(fields, _STEP, attributes)
+    members: dict[str, str] = {}
+    places: list[str] = []
+    for entry in _names(attributes.get(_CARRIED)):
+        field, _, name = entry.partition("=")
+        if field.startswith(_OF_GENERATION):
+            members[field.removeprefix(_OF_GENERATION)] = name
+        elif field.startswith(_OF_METADATA):
+            places.append(entry.removeprefix(_OF_METADATA))
+        else:
+            with suppress(*_BROKEN):
+                fields[field] = _CARRIERS[field][name](span)
     if members and "generation" in fields:
         fields["generation"] = _with_carried(fields["generation"], members, span)
-    if places := [entry.removeprefix(_OF_METADATA) for entry in entries if entry.startswith(_OF_METADATA)]:
+    if places:
         with suppress(*_BROKEN):
             fields["metadata"] = put_back(fields.get("metadata", UNSET), places, span)
     return cast("StepRecord", _record("step", fields))
@@ -353,32 +357,40 @@ def _with_carried(rest: Raw, members: Mapping[str, str], span: Span) -> Raw:
 
 def read_event(event: LogEvent, kind: Literal["thread", "score"]) -> ThreadRecord | ScoreRecord:
     """Return the thread or score that an event of ours is. Raises `ValueError` where it is none."""
-    fields = _fields(ThreadRecord if kind == "thread" else ScoreRecord, event.attributes)
+    fields: dict[str, Any] = {}
+    _read_fields(fields, _THREAD if kind == "thread" else _SCORE, event.attributes)
     return cast("ThreadRecord | ScoreRecord", _record(kind, fields))
 
 
-def _names(value: object) -> Iterator[str]:
-    return (each for each in listing(value) or () if isinstance(each, str))
+def _names(value: object) -> list[str]:
+    return [each for each in listing(value) or () if isinstance(each, str)]
 
 
-def _fields(kind: type[Record], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in kind.__struct_fields__:
-        value = attributes.get(PREFIX + field)
+def _columns(kind: type[Record]) -> tuple[tuple[str, str, bool], ...]:
+    """Return the fields of a kind of record, each with its attribute, and whether text in it is JSON."""
+    in_json = _IN_JSON | ({"user"} if kind is ThreadRecord else set[str]())
+    return tuple((PREFIX + field, field, field in in_json) for field in kind.__struct_fields__)
+
+
+_STEP: Final = _columns(StepRecord)
+_THREAD: Final = _columns(ThreadRecord)
+_SCORE: Final = _columns(ScoreRecord)
+
+
+def _read_fields(
+    found: dict[str, Any], columns: Sequence[tuple[str, str, bool]], attributes: Mapping[str, Any]
+) -> None:
+    """Add what our attributes say of a record's fields."""
+    for name, field, in_json in columns:
+        value = attributes.get(name)
         if value is None:
             continue
-        if isinstance(value, bytes) or (isinstance(value, str) and (field in _IN_JSON or _is_object(kind, field))):
+        if (in_json and isinstance(value, str)) or isinstance(value, bytes):
             try:
                 value = _raw(value)
             except _BROKEN:
                 continue
         found[field] = value
-    return found
-
-
-def _is_object(kind: type[Record], field: str) -> bool:
-    """Say whether a field is JSON in one kind of record, and text in another."""
-    return field == "user" and kind is ThreadRecord
 
 
 def _raw(value: str | bytes) -> Raw:

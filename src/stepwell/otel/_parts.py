@@ -164,6 +164,8 @@ def chat_message(message: object) -> list[dict[str, Any]]:
         return [dict(body)]
     role = body.get("role")
     role = role if isinstance(role, str) else "user"
+    if len(parts) == 1 and "name" not in body and (text := _plain_text(parts[0])) is not None:
+        return [{"role": role, "content": text}]  # as most messages
     found: list[dict[str, Any]] = []
     contents: list[Any] = []
     calls: list[dict[str, Any]] = []
@@ -182,6 +184,12 @@ def chat_message(message: object) -> list[dict[str, Any]]:
     if contents or calls or thoughts or not found:
         found.append(_joined(role, body.get("name"), contents, calls, thoughts))
     return found
+
+
+def _plain_text(part: object) -> str | None:
+    fields = mapping(part)
+    text = fields.get("content") if fields is not None and fields.get("type") == "text" else None
+    return text if isinstance(text, str) else None
 
 
 def _returned(part: Body) -> object:
