@@ -36,10 +36,17 @@ def lines(*frames: bytes) -> bytes:
 class AppServer:
     """The application over a new store in `home`, served from a thread."""
 
-    def __init__(self, home: Path, limits: Limits | None = None, host: str = "127.0.0.1", prefix: str = "") -> None:
+    def __init__(
+        self,
+        home: Path,
+        limits: Limits | None = None,
+        host: str = "127.0.0.1",
+        prefix: str = "",
+        store: Store | None = None,
+    ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
-        self.store: Store = open_store(f"sqlite:{home / 'steps.db'}")
+        self.store: Store = store or open_store(f"sqlite:{home / 'steps.db'}")
         self.app = create_app(self.store, home=home, limits=limits, prefix=prefix)
         self._socket = listen(host, 0)
         self.url = url_of(self._socket)

@@ -6,15 +6,18 @@ What must stay true:
    got no answer sends the same again.
 2. Records go to the store as the bytes they came as.
 3. Bodies in memory are bounded over all requests; beyond that the answer is 503, and recorders try again.
+4. Nothing waits for company: what came while a transaction was written shares the next one, within bounds, and each
+   request has the answer that it would have had alone, also where another one makes the transaction fail.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from fastapi import APIRouter, Header, Request, Response
 from msgspec import json
@@ -25,14 +28,15 @@ from stepwell.server._body import ENCODINGS, decompressed, is_deeper_than, lines
 from stepwell.server._errors import Problem
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
-from stepwell.store import Rejection, Store
+from stepwell.store import AddResult, Rejection, Store
 
-__all__ = ["ERROR_CHARACTERS", "Add", "Counts", "Ingest", "Ingested", "add_records", "router"]
+__all__ = ["ERROR_CHARACTERS", "Answer", "Counts", "Ingest", "Ingested", "Lines", "Reader", "router"]
 
 TYPES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 ERROR_CHARACTERS: Final = 500  # of one line's reason
+GROUP_LINES: Final = 4000  # no request joins a transaction that has so many
+GROUP_BYTES: Final = 4 * 1024 * 1024
 Counts = dict[str, int]
-Add = Callable[[bytes, Store, Limits], tuple[Counts, bytes]]
 _WRITERS: Final = 1  # two would fight for the interpreter: a third less of steps a second
 
 router = APIRouter(tags=["ingest"])
@@ -54,21 +58,68 @@ class Ingested(BaseModel):
     rejected: list[Refused]
 
 
+class Answer(NamedTuple):
+    """What a request is told, and the records of each outcome."""
+
+    counts: Counts
+    body: bytes
+
+
+class Lines(NamedTuple):
+    """Records of a request, and what makes its answer when it is known what became of them."""
+
+    lines: list[bytes]
+    answer: Callable[[AddResult], Answer]
+
+
+class Reader(NamedTuple):
+    """Makes records of a body, on the thread that writes; `of_store` where that depends on what the store holds.
+
+    `read` raises `Problem`, `StoreError`.
+    """
+
+    read: Callable[[bytes, Store, Limits], Lines]
+    of_store: bool = False
+
+
+class _Job(NamedTuple):
+    """A request that waits."""
+
+    body: bytes
+    encoding: str
+    store: Store
+    reader: Reader
+    answer: Future[Answer]
+
+
+class _Part(NamedTuple):
+    """The records of a request; `deep` are the places of those that are nested too deeply to be given to the store."""
+
+    job: _Job
+    lines: Lines
+    deep: set[int]
+
+    def fit(self) -> list[bytes]:
+        lines = self.lines.lines
+        return [line for number, line in enumerate(lines) if number not in self.deep] if self.deep else lines
+
+
 class Ingest:
-    """Adds bodies to stores, one at a time, on a thread of its own."""
+    """Adds bodies to stores, on a thread of its own."""
 
     def __init__(self, limits: Limits, metrics: Metrics) -> None:
         self.limits = limits
         self._metrics = metrics
         self._waiting_bytes = 0
+        self._jobs: deque[_Job] = deque()  # each with a call of `_work` to come, which may find it done
         self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="stepwell-ingest")
 
     def close(self) -> None:
         """Let what is being written be finished."""
         self._threads.shutdown()
 
-    async def take(self, request: Request, store: Store, add: Add | None = None) -> bytes:
-        """Store what `add` makes of a request's body, its lines by default; return the answer.
+    async def take(self, request: Request, store: Store, reader: Reader | None = None) -> bytes:
+        """Store what is read of a request's body, its lines by default; return the answer.
 
         Raises `Problem`, `StoreError`.
         """
@@ -77,10 +128,13 @@ class Ingest:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             encoding = request.headers.get("content-encoding", "")
-            loop = asyncio.get_running_loop()
-            counts, answer = await loop.run_in_executor(self._threads, self._add, body, encoding, store, add)
-        self._metrics.records.update(counts)
-        return answer
+            job = _Job(body, encoding, store, reader or _LINES, Future())
+            del body
+            self._jobs.append(job)
+            self._threads.submit(self._work)
+            answer = await asyncio.wrap_future(job.answer)
+        self._metrics.records.update(answer.counts)
+        return answer.body
 
     @contextmanager
     def _room(self) -> Generator[Callable[[int], bool]]:
@@ -100,32 +154,105 @@ class Ingest:
         finally:
             self._waiting_bytes -= taken
 
-    def _add(self, body: bytes, encoding: str, store: Store, add: Add | None) -> tuple[Counts, bytes]:
-        """Run on a thread: from a body to the counts of its records and the answer."""
-        return (add or add_lines)(decompressed(body, encoding, self.limits.body_bytes), store, self.limits)
+    def _work(self) -> None:
+        """Run on a thread: write the request that waits for longest, and those behind it that go with it."""
+        group = self._next_group()
+        try:
+            self._write(group)
+        except Exception as error:  # noqa: BLE001 (whatever it is belongs to the request that waits)
+            if len(group) == 1:
+                group[0].job.answer.set_exception(error)
+                return
+            for part in group:  # whose fault it is shows when each is alone
+                try:
+                    self._write([part])
+                except Exception as own:  # noqa: BLE001 (likewise)
+                    part.job.answer.set_exception(own)
+
+    def _next_group(self) -> list[_Part]:
+        group: list[_Part] = []
+        count = size = 0
+        while self._jobs and count < GROUP_LINES and size < GROUP_BYTES:
+            job = self._jobs[0]
+            if group and (job.store is not group[0].job.store or job.reader.of_store):
+                break  # what is read of the store must be there already
+            self._jobs.popleft()
+            if not job.answer.set_running_or_notify_cancel():
+                continue
+            try:
+                body = decompressed(job.body, job.encoding, self.limits.body_bytes)
+                lines = job.reader.read(body, job.store, self.limits)
+            except Exception as error:  # noqa: BLE001 (likewise)
+                job.answer.set_exception(error)
+                continue
+            depth = self.limits.depth
+            deep = {number for number, line in enumerate(lines.lines) if is_deeper_than(depth, line)}
+            group.append(_Part(job, lines, deep))
+            count += len(lines.lines)
+            size += len(body)
+        return group
+
+    def _write(self, group: list[_Part]) -> None:
+        """Add the records of a group in one transaction, then answer its requests."""
+        if not group:
+            return
+        parts = [part.fit() for part in group]
+        together = parts[0] if len(parts) == 1 else [line for lines in parts for line in lines]
+        result = group[0].job.store.add(together) if together else AddResult(0, 0)
+        results = _shares(result, [len(lines) for lines in parts])
+        answers = [
+            part.lines.answer(_with_deep(part, own, self.limits.depth))
+            for part, own in zip(group, results, strict=True)
+        ]
+        for part, answer in zip(group, answers, strict=True):
+            part.job.answer.set_result(answer)
 
 
-def add_lines(body: bytes, store: Store, limits: Limits) -> tuple[Counts, bytes]:
-    """Store a body's lines; return the counts of them and the answer, in JSON. Raises `Problem`, `StoreError`."""
-    counts, refused = add_records(lines_of(body, limits), store, limits)
+def _shares(result: AddResult, sizes: list[int]) -> list[AddResult]:
+    """Return what became of each part of a batch, as if each had been added alone."""
+    if len(sizes) == 1:
+        return [result]
+    shares: list[AddResult] = []
+    first = 0
+    for size in sizes:
+        end = first + size
+        refused = tuple(
+            Rejection(each.index - first, each.id, each.error) for each in result.rejected if first <= each.index < end
+        )
+        duplicates = tuple(place - first for place in result.duplicate_places if first <= place < end)
+        shares.append(AddResult(size - len(duplicates) - len(refused), len(duplicates), refused, duplicates))
+        first = end
+    return shares
+
+
+def _with_deep(part: _Part, result: AddResult, depth: int) -> AddResult:
+    """Return what became of all lines, those that the store was not given among them."""
+    if not part.deep:
+        return result
+    places = [number for number in range(len(part.lines.lines)) if number not in part.deep]
+    refused = [Rejection(places[each.index], each.id, each.error) for each in result.rejected]
+    refused += [Rejection(number, None, f"not a record: it is nested deeper than {depth}") for number in part.deep]
+    refused.sort(key=lambda each: each.index)
+    duplicates = tuple(places[place] for place in result.duplicate_places)
+    return AddResult(result.accepted, result.duplicates, tuple(refused), duplicates)
+
+
+def _read_lines(body: bytes, _: Store, limits: Limits) -> Lines:
+    return Lines(lines_of(body, limits), _answer)
+
+
+def _answer(result: AddResult) -> Answer:
+    refused = result.rejected
     answer = {
-        "accepted": counts["accepted"],
-        "duplicates": counts["duplicate"],
+        "accepted": result.accepted,
+        "duplicates": result.duplicates,
         "rejected": [{"line": each.index, "id": each.id, "error": each.error[:ERROR_CHARACTERS]} for each in refused],
     }
-    return counts, json.encode(answer)
+    counts = {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": len(refused)}
+    return Answer(counts, json.encode(answer))
 
 
-def add_records(lines: list[bytes], store: Store, limits: Limits) -> tuple[Counts, list[Rejection]]:
-    """Store records; return the counts of them, and those not taken. Raises `StoreError`."""
-    depth = limits.depth
-    deep = {number for number, line in enumerate(lines) if is_deeper_than(depth, line)}
-    places = [number for number in range(len(lines)) if number not in deep] if deep else range(len(lines))
-    result = store.add([lines[number] for number in places] if deep else lines)
-    refused = [Rejection(places[each.index], each.id, each.error) for each in result.rejected]
-    refused += [Rejection(number, None, f"not a record: it is nested deeper than {depth}") for number in deep]
-    refused.sort(key=lambda each: each.index)
-    return {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": len(refused)}, refused
+_LINES: Final = Reader(_read_lines)
 
 
 @router.post(

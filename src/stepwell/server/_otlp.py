@@ -20,9 +20,9 @@ from stepwell.server import _otlp_wire as wire
 from stepwell.server._access import InStore
 from stepwell.server._body import too_large
 from stepwell.server._errors import Problem, RpcStatus
-from stepwell.server._ingest import ERROR_CHARACTERS, Counts, Ingest, add_records
+from stepwell.server._ingest import ERROR_CHARACTERS, Answer, Ingest, Lines, Reader
 from stepwell.server._limits import Limits
-from stepwell.store import Store
+from stepwell.store import AddResult, Store
 
 __all__ = ["router"]
 
@@ -66,14 +66,11 @@ async def _take(request: Request, store: Store, signal: wire.Signal, content_typ
     if type not in _TYPES:
         raise Problem(415, f"OTLP is taken as {' or '.join(_TYPES)}")
     ingest: Ingest = request.app.state.ingest
-
-    def add(body: bytes, store: Store, limits: Limits) -> tuple[Counts, bytes]:
-        return _add(signal, type, body, store, limits)
-
-    return Response(await ingest.take(request, store, add), media_type=type)
+    reader = Reader(partial(_read, signal, type), of_store=signal == "logs")
+    return Response(await ingest.take(request, store, reader), media_type=type)
 
 
-def _add(signal: wire.Signal, type: str, body: bytes, store: Store, limits: Limits) -> tuple[Counts, bytes]:
+def _read(signal: wire.Signal, type: str, body: bytes, store: Store, limits: Limits) -> Lines:
     try:
         said = wire.read(signal, type, body, limits.lines)
     except wire.TooManyError as error:
@@ -93,11 +90,15 @@ def _add(signal: wire.Signal, type: str, body: bytes, store: Store, limits: Limi
     fitting = [line for line in lines if len(line) <= limits.line_bytes]
     rejected += len(lines) - len(fitting)
     problem = problem or (str(large.detail) if len(fitting) < len(lines) else "")
-    counts, refused = add_records(fitting, store, limits) if fitting else ({}, [])
-    if refused:
-        rejected += len(refused)
-        problem = problem or refused[0].error[:ERROR_CHARACTERS]
-    return {**counts, "rejected": rejected}, wire.answer(signal, type, rejected, problem)
+
+    def answer(result: AddResult) -> Answer:
+        refused = result.rejected
+        count = rejected + len(refused)
+        why = problem or (refused[0].error[:ERROR_CHARACTERS] if refused else "")
+        counts = {"accepted": result.accepted, "duplicate": result.duplicates, "rejected": count}
+        return Answer(counts, wire.answer(signal, type, count, why))
+
+    return Lines(fitting, answer)
 
 
 def _generation_of(store: Store, id: str) -> Raw | UnsetType:

@@ -77,11 +77,15 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class AddResult:
-    """What became of a batch: `accepted` records changed the store, `duplicates` said nothing new."""
+    """What became of a batch: `accepted` records changed the store, `duplicates` said nothing new.
+
+    `duplicate_places` are the places of the duplicates in the batch, ascending; results are compared without them.
+    """
 
     accepted: int
     duplicates: int
     rejected: tuple[Rejection, ...] = ()
+    duplicate_places: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

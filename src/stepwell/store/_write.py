@@ -220,11 +220,9 @@ class Intake:
                 writer.merge_scores(index, step_id, scores)
         accepted = len(writer.accepted) + writer.inserted
         refused.sort(key=lambda rejection: rejection.index)
-        return (
-            AddResult(accepted, len(self.frames) - len(refused) - accepted, tuple(refused)),
-            writer.numbers,
-            writer.sweep,
-        )
+        duplicates = len(self.frames) - len(refused) - accepted
+        places = writer.duplicate_places(refused) if duplicates else ()
+        return AddResult(accepted, duplicates, tuple(refused), places), writer.numbers, writer.sweep
 
 
 def _may_hold_arrays(frame: bytes, generation: Generation | None) -> bool:
@@ -390,6 +388,13 @@ class _Writer:
             self._db.executemany(_DELETE_TAG, [(tag, start_ns, number) for tag in old.tags or ()])
             self._db.executemany(_INSERT_TAG, [(tag, row[4], number) for tag in merged.tags or ()])
         self.accepted.add(index)
+
+    def duplicate_places(self, refused: Iterable[Rejection]) -> tuple[int, ...]:
+        """Return the places of records that said nothing new."""
+        intake = self._intake
+        new = {index for index, row in zip(intake.places, intake.rows, strict=True) if row[0] not in self._known}
+        said = new | self.accepted | {rejection.index for rejection in refused}
+        return tuple(index for index in range(len(intake.frames)) if index not in said)
 
     def _list_references(self, index: int, old_refs: str | None, payload: list[Any]) -> None:
         frame = self._intake.frames[index]

@@ -127,6 +127,7 @@ class StoreContract(StoreDeletionContract, StoreSearchContract):
     def test_one_batch_may_hold_the_same_step_several_times(self, store: Store) -> None:
         result = store.add([step("a", name="one"), step("b"), step("a", name="two", tags=["x"]), step("a", name="two")])
         assert result == AddResult(3, 1)
+        assert result.duplicate_places == (3,)
         assert store.step("a") == StepRecord("a", name="two", tags=["x"])
 
     def test_tags_unite_in_order_of_first_appearance(self, store: Store) -> None:
