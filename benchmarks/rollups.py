@@ -72,6 +72,7 @@ def main() -> None:
         week, odd = START_NS + 7 * DAY_NS, START_NS + 12_345_678_901_234
         queries = {
             "30 days, by day": RollupQuery(),
+            "30 days, by day, no percentiles": RollupQuery(percentiles=False),
             "30 days, by day and model": RollupQuery(by=["model"]),
             "30 days, by name": RollupQuery(by=["name"], every=None),
             "30 days, by day and name": RollupQuery(by=["name"]),

@@ -64,6 +64,7 @@ ORDER = [
     "store._previews",
     "store._rows",
     "store._query",
+    "store._sketch",
     "store._tally",
     "store._users",
     "store._rollups",

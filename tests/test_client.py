@@ -612,6 +612,8 @@ def test_steps_are_summed(clients: list[Sync | Async]) -> None:
     (all_time,) = same(clients, "rollups", every=None)
     assert (all_time.start, all_time.steps, all_time.errors) == (None, 13, 1)
     assert len(same(clients, "rollups", every="hour", by=["environment", "name"])) == 1
+    (bare,) = same(clients, "rollups", every=None, percentiles=False)
+    assert (bare.steps, bare.p50_ns) == (all_time.steps, None)
     assert same(clients, "rollups", by=["odd"])[0] == "UsageError"
 
 

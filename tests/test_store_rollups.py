@@ -24,6 +24,7 @@ from msgspec import json
 from stepwell.errors import ClosedError, StoreError
 from stepwell.store import Rollup, RollupQuery, StepRow, UserRow, open_store
 from stepwell.store._schema import LAST_POSITION
+from stepwell.store._sketch import Counts, lanes_of, pack, unpack
 from stepwell.store.sqlite import SqliteStore
 
 HOUR_NS = 3_600_000_000_000
@@ -244,6 +245,35 @@ def fill(path: Path, count: int) -> None:
         ]
     )
     store.close()
+
+
+DURATIONS = st.dictionaries(st.integers(0, 1113), st.sampled_from([1, 255, 256, 65_536, 1 << 32, (1 << 50) + 3]))
+
+
+@given(st.lists(DURATIONS, max_size=4), DURATIONS)
+def test_counts_of_durations_add_up_whatever_their_form(rows: list[dict[int, int]], more: dict[int, int]) -> None:
+    expected = Counter(more)
+    lanes = 0
+    for row in rows:
+        expected.update(row)
+        packed = pack(unpack(0, row))
+        lanes += 0 if packed is None else lanes_of(packed)
+    first, counts = unpack(lanes, more)
+    assert {bucket: count for bucket, count in enumerate(counts, first) if count} == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "packed"),
+    [
+        ([0, 0], None),
+        ([0, 7, 0, 255, 0], b"\x06\x00\x01\x07\x00\xff"),
+        ([256, 1], b"\x05\x00\x02\x00\x01\x01\x00"),
+        ([65_536], b"\x05\x00\x04\x00\x00\x01\x00"),
+        ([1 << 32], b"\x05\x00\x08\x00\x00\x00\x00\x01\x00\x00\x00"),
+    ],
+)
+def test_counts_are_packed_as_the_schema_says(counts: list[int], packed: bytes | None) -> None:
+    assert pack(Counts(5, counts)) == packed
 
 
 def test_stores_that_count_at_the_same_time_count_nothing_twice(path: Path) -> None:

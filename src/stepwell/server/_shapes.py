@@ -298,6 +298,7 @@ class RollupListQuery(BaseModel):
     model: str | None = None
     user: str | None = None
     environment: str | None = None
+    percentiles: bool = Field(default=True, description="Of durations; without them the answer takes less time.")
 
     def filter(self) -> RollupQuery:
         """Return the store's query."""

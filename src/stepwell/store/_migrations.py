@@ -139,7 +139,7 @@ _ROLLUPS: Final = (
     f"""
     CREATE TABLE rollups (
         number INTEGER PRIMARY KEY, span_s INTEGER NOT NULL, start_ns INTEGER NOT NULL,
-        type TEXT, name TEXT, model TEXT, environment TEXT, {_SUMS}, durations TEXT
+        type TEXT, name TEXT, model TEXT, environment TEXT, {_SUMS}, durations BLOB
     )
     """,
     "CREATE INDEX rollups_key ON rollups (span_s, start_ns, type, name, model, environment)",

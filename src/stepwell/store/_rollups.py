@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple
 
 from stepwell.errors import UsageError
 from stepwell.store._query import MAX_INTEGER, Where
+from stepwell.store._sketch import percentiles
 from stepwell.store._summaries import DAY_NS, HOUR_NS, MAX_ROLLUPS, Dimension, Rollup, RollupQuery
-from stepwell.store._tally import COUNTED_COLUMNS, SUMS, USER_OF, Cell, Key, Sums, Tally, percentiles
+from stepwell.store._tally import COUNTED_COLUMNS, SUMS, USER_OF, Cell, Key, Sums, Tally
 from stepwell.store._users import UserTally, count_users
 
 __all__ = ["count_more", "count_statuses", "read_rollups"]
@@ -31,8 +32,9 @@ _TABLES: Final[dict[str, tuple[Dimension, ...]]] = {
     "rollups": ("type", "name", "model", "environment"),
     "user_rollups": ("user", "environment"),
 }
-# Their halves, because a sum that needs more than 64 bits is an error in SQL, and hostile numbers may be that large.
-_SUMMED: Final = ", ".join(
+_SUMMED: Final = ", ".join(f"sum({name})" for name in SUMS)
+# A sum that needs more than 64 bits is an error in SQL, so that numbers as large as hostile ones are summed by halves.
+_SUMMED_HALVES: Final = ", ".join(
     f"sum({name})" if name == "cost" else f"sum({name} >> 32), sum({name} & 4294967295)" for name in SUMS
 )
 _DIMENSIONS: Final[tuple[Dimension, ...]] = ("type", "name", "model", "user", "environment")
@@ -104,7 +106,8 @@ def _write(db: sqlite3.Connection, table: str, dimensions: tuple[Dimension, ...]
     for place, added in sums.items():
         row = db.execute(select, place).fetchone()
         if row is not None:
-            added.add_stored(row[1 : len(SUMS) + 1], row[-1] if with_durations else None)
+            added.add_numbers(row[1 : len(SUMS) + 1])
+            added.add_durations(row[-1] if with_durations else None)
         stored = [*added.stored(), added.durations()] if with_durations else added.stored()
         if added.numbers[0] == 0:
             if row is not None:
@@ -162,7 +165,10 @@ def read_rollups(db: sqlite3.Connection, query: RollupQuery) -> list[Rollup]:
         _tally(db, tally, where, within.replace("+", ""), *bounds)
     elif ranges:
         for part in ranges:
-            groups.add_rows(_stored(db, table, part, query))
+            rows = _Rows(table, part, query)
+            groups.add_sums(rows.sums(db))
+            if groups.timed:
+                groups.add_durations(rows.select(db, "durations", "durations IS NOT NULL"))
         _tally(db, tally, where, f"{_UNCOUNTED} AND {within}", *bounds)
         for sign in (1, -1):
             # The user is the one that was noted, not the one that the thread has now.
@@ -186,25 +192,38 @@ def _tally(db: sqlite3.Connection, tally: Tally, where: Where, term: str, *value
     tally.add(db.execute(f"{_STEPS} WHERE {' AND '.join([*where.terms, term])}", (*where.values, *values)))
 
 
-def _stored(db: sqlite3.Connection, table: str, part: _Range, query: RollupQuery) -> Iterator[tuple[Any, ...]]:
-    """Yield rows: start, fields asked for, durations, and the sums; those of users are summed already."""
-    where = Where(["span_s = ?"], [part.span_s])
-    if part.since_ns is not None:
-        where.add("start_ns >= ? AND start_ns < ?", part.since_ns, part.until_ns)
-    for name in _TABLES[table]:
-        if (value := getattr(query, name)) is not None:
-            where.add(f"{name} = ?", value)
-    if table == "rollups":
-        columns = ", ".join(["start_ns", *query.by, "durations", *SUMS])
-        yield from db.execute(f"SELECT {columns} FROM {table} WHERE {where.sql()}", where.values)
-        return
-    start = "start_ns" if query.every else "NULL"
-    group = ", ".join([start, *query.by])
-    rows = db.execute(f"SELECT {group}, {_SUMMED} FROM {table} WHERE {where.sql()} GROUP BY {group}", where.values)
-    for row in rows:
-        numbers = iter(row[len(query.by) + 1 :])
-        sums = [next(numbers) if name == "cost" else (next(numbers) << 32) + next(numbers) for name in SUMS]
-        yield (-1 if row[0] is None else row[0], *row[1 : len(query.by) + 1], None, *sums)
+class _Rows(NamedTuple):
+    """Which rows a query reads, and what of them it groups."""
+
+    table: str
+    part: _Range
+    query: RollupQuery
+
+    def select(self, db: sqlite3.Connection, columns: str, term: str = "1", *, grouped: bool = False) -> sqlite3.Cursor:
+        """Return the start and the fields asked for, and other columns."""
+        _, part, query = self
+        where = Where(["span_s = ?", term], [part.span_s])
+        if part.since_ns is not None:
+            where.add("start_ns >= ? AND start_ns < ?", part.since_ns, part.until_ns)
+        for name in _TABLES[self.table]:
+            if (value := getattr(query, name)) is not None:
+                where.add(f"{name} = ?", value)
+        fields = ", ".join(["start_ns" if query.every else "NULL", *query.by])
+        group = f"GROUP BY {fields}" if grouped and (query.every or query.by) else ""
+        return db.execute(f"SELECT {fields}, {columns} FROM {self.table} WHERE {where.sql()} {group}", where.values)
+
+    def sums(self, db: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+        """Yield the start, the fields asked for, and the sums of rows that have these in common."""
+        try:
+            yield from self.select(db, _SUMMED, grouped=True).fetchall()
+        except sqlite3.OperationalError as error:
+            if "integer overflow" not in str(error):
+                raise
+            fields = len(self.query.by) + 1
+            for row in self.select(db, _SUMMED_HALVES, grouped=True):
+                numbers = iter(row[fields:])
+                sums = [next(numbers) if name == "cost" else (next(numbers) << 32) + next(numbers) for name in SUMS]
+                yield (*row[:fields], *sums)
 
 
 class _Groups:
@@ -212,7 +231,7 @@ class _Groups:
 
     def __init__(self, query: RollupQuery) -> None:
         self._by = tuple(query.by)
-        self._timed = "user" not in query.by and query.user is None
+        self.timed = query.percentiles and "user" not in query.by and query.user is None
         self._span_ns = None if query.every is None else HOUR_NS if query.every == "hour" else DAY_NS
         self._groups: dict[tuple[Any, ...], Sums] = {}
 
@@ -226,13 +245,24 @@ class _Groups:
             found = self._groups[key] = Sums()
         return found
 
-    def add_rows(self, rows: Iterable[tuple[Any, ...]]) -> None:
+    def add_sums(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add sums, after their start and fields."""
         fields = len(self._by) + 1
         for row in rows:
-            self._group(row[0], row[1:fields]).add_stored(row[fields + 1 :], row[fields])
+            if row[fields]:  # steps
+                self._group(row[0], row[1:fields]).add_numbers(row[fields:])
+
+    def add_durations(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Add durations, after their start and fields."""
+        found: dict[tuple[Any, ...], Sums] = {}
+        for *key, durations in rows:
+            place = tuple(key)
+            if place not in found:
+                found[place] = self._group(place[0], place[1:])
+            found[place].add_durations(durations)
 
     def add_cell(self, key: Key, cell: Cell) -> None:
-        self._group(key.hour_ns, [getattr(key, name) for name in self._by]).add_cell(key, cell, buckets=self._timed)
+        self._group(key.hour_ns, [getattr(key, name) for name in self._by]).add_cell(key, cell, buckets=self.timed)
 
     def rollups(self) -> list[Rollup]:
         found = [self._rollup(key, sums) for key, sums in self._groups.items() if sums.numbers[0]]
@@ -248,7 +278,7 @@ class _Groups:
         numbers = dict(zip(SUMS, sums.numbers, strict=True))
         fields: dict[str, Any] = dict(zip(self._by, key[1:], strict=True))
         fields |= {name: _cut(numbers[name]) for name in SUMS if name not in {"success", "failed", "cost"}}
-        p50, p90, p95, p99 = percentiles(sums.buckets, _SHARES)
+        p50, p90, p95, p99 = percentiles(sums.counts(), _SHARES)
         return Rollup(
             start_ns=key[0],
             **fields,

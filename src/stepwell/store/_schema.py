@@ -70,14 +70,15 @@ messages these refer to, as a JSON array of `[first, last]`.
 `last` of messages to which a deleted payload referred; they go too, with the next sweep, unless another one does.
 
 `rollups`: sums of the steps that started in an hour or a day (UTC) and have the same `type`, `name`, `model` and
-`environment`: `span_s` (3600 or 86400), `start_ns` of the hour or day (-1: the steps' start is not known), `steps`,
-how many of them are `success` `failed` `cancelled` `pending` `interrupted`, sums of `input_tokens` `output_tokens`
+`environment`: `span_s` (3600 or 86400), `start_ns` of the hour or day (-1: the steps' start is not known), `steps`, how
+many of them are `success` `failed` `cancelled` `pending` `interrupted`, sums of `input_tokens` `output_tokens`
 `total_tokens` `cached_input_tokens` and `cost`, how many steps are `timed`, the sum of their `duration_ns`, and
-`durations`: a JSON object of how many durations are in bucket n, above 1.04^(n-1) ns and up to 1.04^n ns; bucket 0
-holds those of 1 ns and less. `user_rollups`: the same by `user` and `environment`, but for the `durations`; the user is
-the one that the step names, else its thread's. `users`: `user`, of all steps of a user: `steps`, `errors` (failed
-ones), `tokens` (the totals) and `cost`; the starts of the first and the last, `first_ns` and `last_ns` (-1: not known),
-and `last_step`, the `number` of the last.
+`durations`: how many durations are in bucket n, above 1.04^(n-1) ns and up to 1.04^n ns; bucket 0 holds those of 1 ns
+and less. It is a blob, little-endian: the number of the first bucket (2 bytes), how many bytes a count has (1 byte: 1,
+2, 4 or 8), and the counts of this bucket and those that follow. `user_rollups`: the same by `user` and `environment`,
+but for the `durations`; the user is the one that the step names, else its thread's. `users`: `user`, of all steps of a
+user: `steps`, `errors` (failed ones), `tokens` (the totals) and `cost`; the starts of the first and the last,
+`first_ns` and `last_ns` (-1: not known), and `last_step`, the `number` of the last.
 
 What the sums have is `counted`: steps up to its `number`, as they were before the `recounts`, in which triggers
 (`steps_recount` `steps_uncount`, and of a thread's user `threads_recount` `threads_count` `threads_uncount`) note

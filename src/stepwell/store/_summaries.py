@@ -30,7 +30,8 @@ class RollupQuery:
     is in no range, and counts where neither is given. The other fields must be equal, where given. `user` is the one
     that the step names, else its thread's.
 
-    There are percentiles only where `user` is neither in `by` nor given.
+    There are percentiles only where `user` is neither in `by` nor given, and where `percentiles` says so; without them
+    an answer takes less time.
 
     What combines `user` with `type`, `name` or `model` reads all steps of the range; anything else costs the hours and
     days of the range, and the steps that were added since `Store.catch_up`.
@@ -45,6 +46,7 @@ class RollupQuery:
     model: str | None = None
     user: str | None = None
     environment: str | None = None
+    percentiles: bool = True
 
 
 class Rollup(Struct, frozen=True, omit_defaults=True):

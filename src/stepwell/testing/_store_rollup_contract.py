@@ -174,6 +174,13 @@ class StoreRollupContract(StoreFilterContract):
             assert {name: getattr(row, name) for name in exact} == pytest.approx(exact, rel=0.02)
             store.catch_up()
 
+    def test_percentiles_are_left_out_where_they_are_not_asked_for(self, store: Store) -> None:
+        store.add([step("a", start_ns=5, end_ns=105, status="success")])
+        for counted in (False, True):
+            assert store.catch_up() or not counted
+            (row,) = store.rollups(RollupQuery(percentiles=False))
+            assert (row.steps, row.timed, row.duration_ns, row.p50_ns, row.p99_ns) == (1, 1, 100, None, None)
+
     def test_sums_of_hostile_numbers_are_cut_and_break_nothing(self, store: Store) -> None:
         huge = (1 << 63) - 1
         usage = {"input_tokens": huge, "output_tokens": 0, "total_tokens": huge}
