@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -696,6 +697,9 @@ def asking(client: Client | AsyncClient, portal: BlockingPortal) -> Sync | Async
     return Sync(client) if isinstance(client, Client) else Async(client, portal)
 
 
+DRIP = b"a byte now and then"
+
+
 class Peer:
     """A server that says what it is told to, one answer a connection, and then hangs up."""
 
@@ -717,6 +721,10 @@ class Peer:
                 self.asked.append(asked)
                 if answer is None:
                     self._done.wait(30)
+                elif answer == DRIP:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                    while not self._done.wait(0.02):
+                        connection.sendall(b" ")
                 else:
                     connection.sendall(answer)
 
@@ -815,6 +823,31 @@ def test_a_slow_server_and_one_that_is_gone_are_errors(portal: BlockingPortal, k
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_server_that_goes_on_sending_a_little_is_given_up(portal: BlockingPortal, kind: Any) -> None:
+    busy = http_answer("503 Busy", b"{}", "Retry-After: 60")
+    with peer(DRIP, busy, None) as server:
+        ask = asking(kind(server.url, timeout=20, deadline=0.4), portal)
+        began = time.monotonic()
+        for _ in range(2):  # the second waits for longer than there is time, and then for an answer
+            with pytest.raises(ClientError, match=r"did not answer in full within 0\.4 s"):
+                ask("stats")
+        assert time.monotonic() - began < 10
+        ask.close()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_attachment_in_memory_is_checked_and_not_larger_than_it_may_be(portal: BlockingPortal, kind: Any) -> None:
+    large = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1000000\r\n" + bytes(1 << 24) + b"\r\n"
+    with peer(http_answer("200 OK", b"other"), large + (b"1000000\r\n" + bytes(1 << 24) + b"\r\n") * 17) as server:
+        ask = asking(kind(server.url), portal)
+        with pytest.raises(ClientError, match="what arrived is not the attachment"):
+            ask("attachment", PICTURE_SHA256)
+        with pytest.raises(ClientError, match="is longer than 268435456 bytes: download it"):
+            ask("attachment", PICTURE_SHA256)
+        ask.close()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_an_export_or_attachment_that_is_cut_short_is_an_error(
     portal: BlockingPortal, kind: Any, tmp_path: Path
 ) -> None:
@@ -836,3 +869,5 @@ def test_an_export_or_attachment_that_is_cut_short_is_an_error(
 def test_a_timeout_is_a_number_of_seconds(timeout: Any) -> None:
     with pytest.raises(UsageError, match="timeout must be a number of seconds up to 3600"):
         Client("http://127.0.0.1:1", timeout=timeout)
+    with pytest.raises(UsageError, match="deadline must be a number of seconds up to 3600"):
+        Client("http://127.0.0.1:1", deadline=timeout)

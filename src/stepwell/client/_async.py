@@ -32,7 +32,7 @@ from stepwell.client._models import (
     User,
 )
 from stepwell.client._pages import AsyncPage, AsyncPages
-from stepwell.client._pieces import Lines, Saving
+from stepwell.client._pieces import Lines, Saving, Whole
 from stepwell.client._requests import Download, Paging, Request
 from stepwell.client._sync import is_url
 from stepwell.errors import ClosedError, UsageError
@@ -96,10 +96,15 @@ class AsyncClient:
     """
 
     def __init__(
-        self, target: str | Path | Store | None = None, *, key: str | None = None, timeout: float = 30.0
+        self,
+        target: str | Path | Store | None = None,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        deadline: float = 300.0,
     ) -> None:
         if isinstance(target, str) and is_url(target):
-            self._transport: _Transport = AsyncHttp(target, key, timeout)
+            self._transport: _Transport = AsyncHttp(target, key, timeout, deadline)
         elif key is not None:
             raise UsageError("a key is for a server: the target is none")
         else:
@@ -273,9 +278,12 @@ class AsyncClient:
         return _lines_of(self._pieces(ask.export(filters)))
 
     async def attachment(self, sha256: str) -> bytes:
-        """Return the bytes of an attachment."""
+        """Return the bytes of an attachment, of 256 MiB at most: `download` takes larger ones."""
+        whole = Whole(sha256)
         async with aclosing(self._pieces(ask.attachment(sha256))) as pieces:
-            return b"".join([piece async for piece in pieces])
+            async for piece in pieces:
+                whole.add(piece)
+        return whole.checked()
 
     async def download(self, sha256: str, path: str | Path) -> Path:
         """Write an attachment to a file, which is there only when it is whole; return its path. Raises `OSError`."""

@@ -6,11 +6,13 @@ import os
 from hashlib import sha256 as new_sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from stepwell.errors import ClientError
 
-__all__ = ["Lines", "Saving"]
+__all__ = ["Lines", "Saving", "Whole"]
+
+WHOLE_BYTES: Final = 256 * 1024 * 1024  # as much as a server takes of a blob
 
 
 class Lines:
@@ -35,6 +37,30 @@ class Lines:
             raise ClientError("the export ended within a line")
 
 
+class Whole:
+    """An attachment in memory."""
+
+    def __init__(self, sha256: str) -> None:
+        self._sha256 = sha256
+        self._bytes = bytearray()
+
+    def add(self, piece: bytes) -> None:
+        """Take the next piece. Raises `ClientError` where it is one too many."""
+        if len(self._bytes) + len(piece) > WHOLE_BYTES:
+            raise ClientError(f"the attachment {self._sha256} is longer than {WHOLE_BYTES} bytes: download it")
+        self._bytes += piece
+
+    def checked(self) -> bytes:
+        """Return it. Raises `ClientError` where what came is something else."""
+        if new_sha256(self._bytes).hexdigest() != self._sha256:
+            raise _other(self._sha256)
+        return bytes(self._bytes)
+
+
+def _other(sha256: str) -> ClientError:
+    return ClientError(f"what arrived is not the attachment {sha256}")
+
+
 class Saving:
     """A file beside its place, which takes it when it is whole and has its hash."""
 
@@ -56,7 +82,7 @@ class Saving:
     def keep(self) -> Path:
         """Put the file into its place. Raises `ClientError` where what came is something else, `OSError`."""
         if self._digest.hexdigest() != self._sha256:
-            raise ClientError(f"what arrived is not the attachment {self._sha256}")
+            raise _other(self._sha256)
         self._file.close()
         return self._new.replace(self._path)
 

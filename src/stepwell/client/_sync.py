@@ -29,7 +29,7 @@ from stepwell.client._models import (
     User,
 )
 from stepwell.client._pages import Page
-from stepwell.client._pieces import Lines, Saving
+from stepwell.client._pieces import Lines, Saving, Whole
 from stepwell.client._requests import Download, Paging, Request
 from stepwell.errors import ClosedError, UsageError
 from stepwell.store import Order, Store
@@ -76,7 +76,8 @@ class Client:
     folder, or a `Store` that is open; without it, the home that `STEPWELL_HOME` names, else `.stepwell`. A file is
     opened with the first question; a home's store then holds what its journal still does. `key` is the server's; the
     one in the URL (`https://KEY@HOST`) goes before it, and `STEPWELL_API_KEY` is asked for last. `timeout` is how many
-    seconds each wait for the server may take.
+    seconds each wait for the server may take, `deadline` how many a question may take altogether; what is streamed
+    (`export`, `attachment`, `download`) may take longer.
 
     The same question has the same answer whatever the target is. Raises `UsageError` for wrong arguments,
     `NotFoundError` for what is not there, `ClientError` where a server gives no answer or refuses the request,
@@ -88,10 +89,15 @@ class Client:
     """
 
     def __init__(
-        self, target: str | Path | Store | None = None, *, key: str | None = None, timeout: float = 30.0
+        self,
+        target: str | Path | Store | None = None,
+        *,
+        key: str | None = None,
+        timeout: float = 30.0,
+        deadline: float = 300.0,
     ) -> None:
         if isinstance(target, str) and is_url(target):
-            self._transport: _Transport = Http(target, key, timeout)
+            self._transport: _Transport = Http(target, key, timeout, deadline)
         elif key is not None:
             raise UsageError("a key is for a server: the target is none")
         else:
@@ -260,8 +266,11 @@ class Client:
         return _lines_of(self._pieces(ask.export(filters)))
 
     def attachment(self, sha256: str) -> bytes:
-        """Return the bytes of an attachment."""
-        return b"".join(self._pieces(ask.attachment(sha256)))
+        """Return the bytes of an attachment, of 256 MiB at most: `download` takes larger ones."""
+        whole = Whole(sha256)
+        for piece in self._pieces(ask.attachment(sha256)):
+            whole.add(piece)
+        return whole.checked()
 
     def download(self, sha256: str, path: str | Path) -> Path:
         """Write an attachment to a file, which is there only when it is whole; return its path. Raises `OSError`."""
