@@ -16,7 +16,7 @@ What must stay true, of every store:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -24,9 +24,9 @@ from typing import Final, Generic, Literal, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
-from stepwell._vocabulary import ScoreType
 from stepwell.errors import UsageError
 from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
+from stepwell.store._filters import Feedback, Scalar, ScoreFilter, ScoreQuery, StepFilter, ThreadFilter
 from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Facets, Rollup, RollupQuery, UserRow
 
 __all__ = [
@@ -60,8 +60,6 @@ __all__ = [
 
 T = TypeVar("T")
 Order = Literal["desc", "asc"]
-Feedback = Literal["positive", "negative"]
-Scalar = str | int | float | bool | None
 
 MAX_PAGE: Final = 1000
 
@@ -183,110 +181,6 @@ class ThreadRow(Struct, frozen=True, omit_defaults=True):
     tokens: int = 0
     asked: str | None = None
     answered: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreFilter:
-    """A score of this name, with a value from `min` to `max` (both inclusive), and with this label, where given."""
-
-    name: str
-    min: float | None = None
-    max: float | None = None
-    label: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepFilter:
-    """Which steps; every condition given must hold. `tag` may be several, and a step must have all of them; of several
-    types, statuses or agents it must have one.
-
-    `since_ns` is inclusive, `until_ns` exclusive, both about the step's start; other bounds are inclusive, and a step
-    of which the number is not known is outside of them. `root_only` keeps what `Store.runs` lists: top-level runs and
-    steps without a parent.
-
-    `tag_any`: a step must have one of them. `ids` and `trace_ids`: at most 1000, and none at all keep no step.
-    Tokens are the total's. A step has an error when it failed, or its record has an error's type or message.
-    `metadata` maps dotted paths to values: `{"request.attempt": 1}`; strings, numbers, booleans and None (JSON `null`)
-    are told apart. `outline_only` keeps what a conversation shows: what `root_only` keeps, and messages. `none_of`
-    leaves out the steps that any of those filters keeps.
-
-    `text` finds words in names, inputs, outputs, messages, errors and metadata (there also keys): all `words`, an
-    `"exact phrase"`, the beginning of a word `prefix*`, and none of `-word`; case and accents don't matter. A message
-    that several steps have is found at one of them, the first that was indexed; a run, at any step that names it as
-    its root. Of what was added since `Store.catch_up` the newest 2,000 steps are searched.
-    """
-
-    type: StepType | Sequence[StepType] | None = None
-    name: str | None = None
-    tag: str | Sequence[str] = ()
-    tag_any: Sequence[str] = ()
-    status: Status | Sequence[Status] | None = None
-    model: str | None = None
-    provider: str | None = None
-    agent_id: str | Sequence[str] | None = None
-    thread_id: str | None = None
-    trace_id: str | None = None
-    trace_ids: Sequence[str] | None = None
-    ids: Sequence[str] | None = None
-    root_run_id: str | None = None
-    parent_id: str | None = None
-    user: str | None = None
-    environment: str | None = None
-    service: str | None = None
-    release: str | None = None
-    error_type: str | None = None
-    has_error: bool | None = None
-    feedback: Feedback | None = None
-    has_feedback: bool | None = None
-    score: ScoreFilter | None = None
-    metadata: Mapping[str, Scalar] | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
-    min_duration_ns: int | None = None
-    max_duration_ns: int | None = None
-    min_tokens: int | None = None
-    max_tokens: int | None = None
-    min_cost: float | None = None
-    max_cost: float | None = None
-    root_only: bool = False
-    text: str | None = None
-    outline_only: bool = False
-    none_of: Sequence[StepFilter] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ThreadFilter:
-    """Which threads; every condition given must hold.
-
-    `user` is the user's identifier or id. `since_ns` (inclusive) and `until_ns` (exclusive) are about the thread's
-    latest activity, by which `Store.threads` orders: the start of its last step, else its creation.
-    """
-
-    id: str | None = None
-    name: str | None = None
-    user: str | None = None
-    tag: str | Sequence[str] = ()
-    environment: str | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreQuery:
-    """Which scores; every condition given must hold.
-
-    `min` and `max` are inclusive, and a score without a value is outside of them. `since_ns` (inclusive) and `until_ns`
-    (exclusive) are about the score's creation, by which `Store.scores` orders; one that is not known is before all.
-    """
-
-    name: str | None = None
-    type: ScoreType | None = None
-    label: str | None = None
-    min: float | None = None
-    max: float | None = None
-    step_id: str | None = None
-    since_ns: int | None = None
-    until_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

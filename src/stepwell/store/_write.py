@@ -14,7 +14,6 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Any, Final, cast
 
 from msgspec import UNSET
@@ -46,10 +45,8 @@ from stepwell.store._rows import (
     METADATA_BIT,
     OPTIONAL_STEP_COLUMNS,
     PACK_BIT,
-    PAYLOAD_COLUMNS,
     RECORD_COLUMNS,
     RECORD_SQL,
-    REQUIRED_STEP_COLUMNS,
     SCORE_COLUMNS,
     THREAD_COLUMNS,
     UNKNOWN_NS,
@@ -65,6 +62,14 @@ from stepwell.store._rows import (
 )
 from stepwell.store._schema import LAST_POSITION
 from stepwell.store._spans import spans_of_refs
+from stepwell.store._statements import (
+    insert_payload,
+    insert_step,
+    place_of_tokens,
+    present_columns,
+    says_nothing_new,
+    update_step,
+)
 from stepwell.store._visits import TOUCH_THREAD, Visit
 
 __all__ = ["LAST_POSITION", "Intake"]
@@ -266,7 +271,7 @@ class _Writer:
         for payload, cuts in intake.cuts:
             payload[-1] = write_refs(cuts, self.numbers)
         for shape, (rows, _) in intake.groups.items():
-            self.inserted += self._db.executemany(_insert_step(shape), rows).rowcount
+            self.inserted += self._db.executemany(insert_step(shape), rows).rowcount
         if self.inserted < len(intake.rows):
             self._find_known(first)
         if packs_pay(intake.frames, intake.cutter.emptied):
@@ -290,7 +295,7 @@ class _Writer:
         for shape, (_, payloads) in intake.groups.items():
             if shape >= _FIRST_PAYLOAD_BIT:
                 fresh = [row for row in payloads if row[0] not in self._known] if self._known else payloads
-                self._db.executemany(_insert_payload(shape), fresh)
+                self._db.executemany(insert_payload(shape), fresh)
 
     def _insert_messages(self, cutter: Cutter, new: list[bytes]) -> None:
         rows = ((self.numbers[digest], bytearray(digest), str(cutter.bodies[digest], "utf-8")) for digest in new)
@@ -319,7 +324,7 @@ class _Writer:
                 continue
             for part in cut.get(number, ()):
                 add_messages(part.digests)
-            values = dict(zip(_present(shape)[1], row[1:], strict=True))
+            values = dict(zip(present_columns(shape)[1], row[1:], strict=True))
             metadata = [values.pop("metadata")] if shape & METADATA_BIT else []
             if values:
                 payloads[shape & METADATA_BIT | PACK_BIT].append([number, *metadata, packs.add_step(number, values)])
@@ -329,7 +334,7 @@ class _Writer:
         packs.flush()
         self._db.executemany("INSERT INTO messages (number, hash, pack) VALUES (?, ?, ?)", messages)
         for shape, rows in payloads.items():
-            self._db.executemany(_insert_payload(shape), rows)
+            self._db.executemany(insert_payload(shape), rows)
 
     def _learn_threads_and_feedback(self, first: int) -> None:
         intake = self._intake
@@ -339,7 +344,7 @@ class _Writer:
                 visit = visits.get(thread_id)
                 if visit is None:
                     visit = visits[thread_id] = Visit()
-                visit.add(row, _place_of_tokens(shape))
+                visit.add(row, place_of_tokens(shape))
         self._db.executemany(TOUCH_THREAD, (visit.values(thread_id) for thread_id, visit in visits.items()))
         if self._db.execute("SELECT 1 FROM scores WHERE waiting LIMIT 1").fetchone():
             self._db.execute(_SET_AWAITED_FEEDBACK[0], (first,))
@@ -355,12 +360,12 @@ class _Writer:
                     self._again.add(index)
 
     def _is_stored(self, shape: int, row: list[Any], payload: list[Any]) -> bool:
-        found = self._db.execute(_says_nothing_new(shape), row[1:] + payload[1:]).fetchone()
+        found = self._db.execute(says_nothing_new(shape), row[1:] + payload[1:]).fetchone()
         if found is None or found[1] is None:
             return found is not None
         number, pack, metadata = found
         packed = {**self._bodies.packs.step(pack, number), "metadata": metadata}
-        values = dict(zip(_present(shape)[1], payload[1:], strict=True))
+        values = dict(zip(present_columns(shape)[1], payload[1:], strict=True))
         return packed["refs"] == values.get("refs") and all(packed[name] == value for name, value in values.items())
 
     def _merge_step(self, index: int, step: StepRecord) -> None:
@@ -379,9 +384,9 @@ class _Writer:
         self._position += 1
         if merged.thread_id is not None:  # before the step's update, which counts it there
             self._db.execute(TOUCH_THREAD, (merged.thread_id, row[4], row[4], 0, 0, 0))
-        self._db.execute(_update_step(shape), (*row[2:], self._position, number))
+        self._db.execute(update_step(shape), (*row[2:], self._position, number))
         if shape >= _FIRST_PAYLOAD_BIT:
-            self._db.execute(_insert_payload(shape, replace=True), payload)
+            self._db.execute(insert_payload(shape, replace=True), payload)
             self._list_references(index, values[_REFS], payload)
         if (merged.tags, merged.start_ns) != (old.tags, old.start_ns):
             start_ns = UNKNOWN_NS if old.start_ns is None else old.start_ns
@@ -452,52 +457,3 @@ class _Writer:
             self._db.execute(_SET_FEEDBACK if known_step else _WAIT_FOR_STEP, (packed,))
         if index not in self._fresh:
             self.accepted.add(index)
-
-
-@lru_cache(maxsize=1024)
-def _present(shape: int) -> tuple[list[str], list[str]]:
-    steps = [name for bit, name in enumerate(OPTIONAL_STEP_COLUMNS) if shape >> bit & 1]
-    return steps, [name for bit, name in enumerate(PAYLOAD_COLUMNS, len(OPTIONAL_STEP_COLUMNS)) if shape >> bit & 1]
-
-
-@lru_cache(maxsize=1024)
-def _place_of_tokens(shape: int) -> int | None:
-    names = _present(shape)[0]
-    return len(REQUIRED_STEP_COLUMNS) + names.index("total_tokens") if "total_tokens" in names else None
-
-
-@lru_cache(maxsize=1024)
-def _insert_step(shape: int) -> str:
-    names = [*REQUIRED_STEP_COLUMNS, *_present(shape)[0]]
-    return f"INSERT INTO steps ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) ON CONFLICT DO NOTHING"
-
-
-@lru_cache(maxsize=1024)
-def _says_nothing_new(shape: int) -> str:
-    """Return a query that finds the step when it has all that the row has: no need to read, decode and merge it."""
-    steps, payload = _present(shape)
-    same = [f"p.{name} IS ?" for name in payload]
-    if "refs" not in payload:  # or an empty array would look like one that was emptied
-        same.append("p.refs IS NULL")
-    return (
-        "SELECT s.number, p.pack, p.metadata FROM steps s LEFT JOIN payload p USING (number) "
-        "WHERE s.id = ? AND s.type IS ifnull(?, s.type) "
-        "AND s.name IS ifnull(?, s.name) AND s.start_ns = ifnull(nullif(?, -1), s.start_ns) "
-        f"AND s.status IS ifnull(?, s.status) {''.join(f'AND s.{name} IS ? ' for name in steps)}"
-        f"AND (({' AND '.join(same)}) OR p.pack IS NOT NULL)"
-    )
-
-
-@lru_cache(maxsize=1024)
-def _update_step(shape: int) -> str:
-    present = _present(shape)[0]
-    absent = [f"{name} = NULL" for name in OPTIONAL_STEP_COLUMNS if name not in present]
-    names = [f"{name} = ?" for name in (*REQUIRED_STEP_COLUMNS[2:], *present, "changed")]
-    return f"UPDATE steps SET {', '.join([*names, *absent])} WHERE number = ?"
-
-
-@lru_cache(maxsize=1024)
-def _insert_payload(shape: int, *, replace: bool = False) -> str:
-    names = ["number", *_present(shape)[1]]
-    verb = "REPLACE" if replace else "INSERT"
-    return f"{verb} INTO payload ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
