@@ -12,6 +12,7 @@ import pytest
 from msgspec import structs
 from served import AppServer
 
+from stepwell.client import Client
 from stepwell.model import Score
 from stepwell.server import threads
 from stepwell.store import StepRow, ThreadRow
@@ -143,6 +144,18 @@ def test_the_steps_of_a_thread_are_paged_also_among_equal_times(served: Served) 
     assert ids(served.walk("/v1/threads/t-1/steps", limit=7, order="desc"))[:2] == ["s29", "s28"]
     assert ids(served.walk("/v1/threads/t%2F2/steps")) == ["s30"]
     assert served.walk("/v1/threads/none/steps") == []
+
+
+def test_an_id_that_ends_like_a_route_is_told_from_it_by_its_encoded_slash(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.add(step(1, thread_id="t-1/steps"), step(2, thread_id="t-1"))
+        assert served.get("/v1/threads/t-1%2Fsteps")["id"] == "t-1/steps"
+        assert ids(served.walk("/v1/threads/t-1%2Fsteps/steps")) == ["s1"]
+        assert ids(served.walk("/v1/threads/t-1/steps/steps")) == ["s1"]
+        assert ids(served.walk("/v1/threads/t-1/steps")) == ["s2"]
+        with Client(str(served.http.base_url)) as client:
+            assert client.thread("t-1/steps").id == "t-1/steps"
+            assert [row.id for row in client.thread_steps("t-1/steps")] == ["s1"]
 
 
 def test_the_steps_of_a_thread_are_filtered(served: Served) -> None:

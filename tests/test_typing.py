@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import stepwell as sw
+from stepwell.store import open_store
 from stepwell.testing import Captured
 
 
@@ -41,6 +43,14 @@ def test_streams_work_as_their_types_say(usage: ModuleType, captured: Captured) 
     with sw.llm("x", messages=[]) as step:
         usage.streams_keep_the_type_of_their_chunks(step, iter([b"a"]))
         usage.steps_have_types(step)
+
+
+def test_clients_work_as_their_types_say(usage: ModuleType, tmp_path: Path) -> None:
+    for name in ("sync", "async"):
+        with closing(open_store(f"sqlite:{tmp_path / name}")) as store:
+            store.add([b'{"kind":"step","id":"c","type":"llm","tags":["a"],"generation":{"type":"chat","model":"m"}}'])
+    usage.a_client_has_types(str(tmp_path / "sync"))
+    asyncio.run(usage.an_async_client_has_types(str(tmp_path / "async")))
 
 
 def test_every_part_of_the_file_is_run_or_read(usage: ModuleType) -> None:

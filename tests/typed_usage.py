@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 import stepwell as sw
+from stepwell.client import (
+    Added,
+    AsyncPage,
+    Changes,
+    Deleted,
+    FullStep,
+    Generation,
+    Hit,
+    Page,
+    Rollup,
+    Run,
+    Score,
+    Stats,
+    Step,
+    Thread,
+    User,
+)
 from stepwell.model import StepRecord
 from stepwell.testing import Captured, FakeClock, FakeIds, Node, capture
 
@@ -249,3 +267,73 @@ def tools_for_tests_have_types() -> None:
         assert_type(captured.steps, list[StepRecord])
         assert_type(captured.tree(), list[Node])
         assert_type(captured.fields("x"), dict[str, Any])
+
+
+def a_client_has_types(target: str) -> None:
+    with sw.Client(target, key=None, timeout=1, deadline=2.5) as client:
+        assert_type(client, sw.Client)
+        page = client.steps(
+            type="llm", tag=["a"], min_tokens=10, since=datetime(2026, 1, 1, tzinfo=UTC), limit=10, order="asc"
+        )
+        assert_type(page, Page[Step])
+        assert_type(page.items, tuple[Step, ...])
+        assert_type(page.next_cursor, str | None)
+        assert_type(page.next_page(), Page[Step] | None)
+        for step in page:
+            assert_type(step, Step)
+            assert_type(step.total_tokens, int | None)
+            full = client.step(step.id)
+            assert_type(full, FullStep)
+            assert_type(full.input, Any)
+            assert_type(full.generation, Generation | None)
+            assert_type(full.scores, tuple[Score, ...])
+            assert_type(client.tree(step.id), list[Step])
+        assert_type(client.search("a word", status="failed"), Page[Hit])
+        assert_type(client.runs(root_only=True), Page[Run])
+        assert_type(client.threads(user="ada", tag="web"), Page[Thread])
+        assert_type(client.thread_steps("t", limit=5), Page[Step])
+        assert_type(client.scores(name="feedback", min=0.5), Page[Score])
+        assert_type(client.users(), Page[User])
+        assert_type(client.rollups(by=["model", "environment"], every="hour", percentiles=False), list[Rollup])
+        assert_type(client.changes(after=0), Changes)
+        assert_type(client.stats(), Stats)
+        assert_type(client.add([{"kind": "step", "id": "a"}, b'{"kind":"step","id":"b"}']), Added)
+        assert_type(client.steps_in_full(["a", "b"]), list[FullStep])
+        assert_type(client.score("a", "relevance", 0.9, type="AI"), Score)
+        assert_type(client.feedback("a", "positive"), Score)
+        assert_type(client.export(type="llm"), Iterator[bytes])
+        assert_type(client.delete_run("a"), Deleted)
+
+
+async def an_async_client_has_types(target: str) -> None:
+    async with sw.AsyncClient(target, key=None, timeout=1, deadline=2.5) as client:
+        assert_type(client, sw.AsyncClient)
+        page = await client.steps(type=["llm", "tool"], metadata={"k": 1}, has_error=False)
+        assert_type(page, AsyncPage[Step])
+        assert_type(page.items, tuple[Step, ...])
+        assert_type(await page.next_page(), AsyncPage[Step] | None)
+        async for step in client.steps(model="gpt-4o"):
+            assert_type(step, Step)
+        async for hit in client.search("a word"):
+            assert_type(hit, Hit)
+        async for user in await client.users():
+            assert_type(user, User)
+        assert_type(await client.add([{"kind": "step", "id": "a"}]), Added)
+        assert_type(await client.step("a"), FullStep)
+        assert_type(await client.tree("a"), list[Step])
+        assert_type(await client.rollups(by=["type"], every=None), list[Rollup])
+        assert_type(client.export(), AsyncIterator[bytes])
+        assert_type(await client.delete_run("a"), Deleted)
+
+
+def wrong_questions_are_errors(client: sw.Client, other: sw.AsyncClient) -> None:
+    # Each is an error to both checkers; mypy fails where one of the comments ignores nothing. None of them is run.
+    client.steps(typ="llm")  # type: ignore[call-arg]
+    client.steps(type="chat")  # type: ignore[arg-type]
+    client.steps(min_tokens="10")  # type: ignore[arg-type]
+    client.steps(order="up")  # type: ignore[arg-type]
+    client.threads(model="m")  # type: ignore[call-arg]
+    client.rollups(by=["status"])  # type: ignore[list-item]
+    client.feedback("a", "good")  # type: ignore[arg-type]
+    other.steps(typ="llm")  # type: ignore[call-arg]
+    other.scores(min="1")  # type: ignore[arg-type]

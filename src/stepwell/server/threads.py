@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import uuid
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.routing import Match
+from starlette.types import Scope
 
 from stepwell._answers import Place, keep_score, page_of, remove_thread, remove_user, search, thread_in_detail
 from stepwell._vocabulary import MAX_ID_CHARACTERS
@@ -38,7 +42,20 @@ from stepwell.server._shapes import (
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1")
+
+class _Route(APIRoute):
+    """A route whose last part, where it is a word, is not taken from an id: `a%2Fsteps` is the thread `a/steps`."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        own = self.path.rpartition("/")[2]
+        asked = unquote_to_bytes(scope.get("raw_path", b"").rpartition(b"/")[2])
+        if match is not Match.NONE and "{" not in own and asked and asked != own.encode():
+            return Match.NONE, {}
+        return match, child
+
+
+router = APIRouter(prefix="/v1", route_class=_Route)
 
 InAdmin = Annotated[Place, Depends(require("admin"))]
 
@@ -109,7 +126,8 @@ def list_threads(store: InStore, query: Annotated[ThreadListQuery, Query()]) -> 
     return answer(page_of(store.threads(query.filter(), **query.page())))
 
 
-# Ids may hold slashes: so a thread's steps are asked before the thread.
+# Ids may hold slashes, as they are or encoded: so a thread's steps are asked before the thread, and the id of one that
+# ends in "/steps" has this slash encoded.
 @router.get("/threads/{thread_id:path}/steps", response_model=StepPage, tags=["threads"])
 def list_thread_steps(store: InStore, thread_id: Id, query: Annotated[ThreadStepsQuery, Query()]) -> Response:
     """List the steps of a thread by their start, oldest first; an unknown thread has none."""
