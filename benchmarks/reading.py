@@ -6,13 +6,15 @@ The stores are made in the folder where they are not there yet (a million steps 
 through `stepwell serve`, over one kept-alive connection of this process; a second table is made while another process
 sends steps as fast as they are taken. A tenth of all steps are in one thread, a hundredth in one run, both among the
 newest: a list that sums up what it shows pays for them. Filters of which nothing matches are the rows named `no ...`.
-The last rows are read through `Store` itself, because no route offers them.
+The rows after them are read by `stepwell.Client`, over HTTP and from the file, and the last through `Store` itself,
+because no route offers them.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import random
 import shutil
 import signal
@@ -28,6 +30,7 @@ from typing import Any
 from msgspec import json
 from server import WORDS, rss_mb
 
+from stepwell import Client
 from stepwell.store import StepFilter, Store, ThreadFilter, open_store
 
 START_NS = 1_790_000_000_000_000_000
@@ -221,6 +224,20 @@ def reads_of(store: Store) -> dict[str, Callable[[], object]]:
     }
 
 
+def asks_of(client: Client, made: Made) -> dict[str, Callable[[], object]]:
+    """Return what a client is asked."""
+    rng = random.Random(3)
+    ids = [made.id(rng.randrange(made.size // 2)) for _ in range(100)]
+    turns = itertools.cycle(ids)
+    return {
+        "newest 50 steps": client.steps,
+        "newest 50 runs": client.runs,
+        "a step": lambda: client.step(next(turns)),
+        "100 steps in full": lambda: client.steps_in_full(ids),
+        "1,000 steps of pages": lambda: sum(1 for _ in itertools.islice(client.steps(limit=200), 1000)),
+    }
+
+
 class Times(list[float]):
     """Milliseconds."""
 
@@ -259,21 +276,30 @@ def ask(port: int, path_of: Callable[[int], str], rounds: int, seconds: float = 
     return times
 
 
+def read_by_client(target: str, made: Made, rounds: int) -> dict[str, Times]:
+    where = "client, HTTP" if target.startswith("http") else "client, file"
+    with Client(target) as client:
+        return {f"{where}: {name}": timed(call, rounds) for name, call in asks_of(client, made).items()}
+
+
 def read_directly(folder: Path, rounds: int) -> dict[str, Times]:
     store = open_store(f"sqlite:{folder}/steps.db", read_only=True)
-    found: dict[str, Times] = {}
-    for name, read in reads_of(store).items():
-        times = found[name] = Times()
-        until = time.perf_counter() + 2.0
-        for number in range(rounds + 1):
-            before = time.perf_counter()
-            read()
-            if number:
-                times.append((time.perf_counter() - before) * 1000)
-            if time.perf_counter() > until and times:
-                break
+    found = {name: timed(call, rounds) for name, call in reads_of(store).items()}
     store.close()
     return found
+
+
+def timed(call: Callable[[], object], rounds: int, seconds: float = 2.0) -> Times:
+    """Call again and again, for this long at most; the first call warms up."""
+    times, until = Times(), time.perf_counter() + seconds
+    for number in range(rounds + 1):
+        before = time.perf_counter()
+        call()
+        if number:
+            times.append((time.perf_counter() - before) * 1000)
+        if time.perf_counter() > until and times:
+            break
+    return times
 
 
 def read(folder: Path, made: Made, rounds: int, only: str) -> tuple[dict[str, Times], float]:
@@ -283,6 +309,9 @@ def read(folder: Path, made: Made, rounds: int, only: str) -> tuple[dict[str, Ti
         rows = {name: path for name, path in requests_of(made).items() if only in name}
         found = {name: ask(port, path_of, rounds) for name, path_of in rows.items()}
         peak = rss_mb(server.pid, "VmHWM")
+        for target in (f"http://127.0.0.1:{port}", f"sqlite:{folder}/steps.db"):
+            if only in ("", "client"):
+                found |= read_by_client(target, made, min(rounds, 100))
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)
@@ -340,7 +369,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "stepwell-reading")
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--only", default="", help="rows with this in their name; client: those of clients")
     parser.add_argument("--smoke", action="store_true", help="a moment only, to see that it runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as small:
