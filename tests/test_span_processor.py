@@ -25,6 +25,7 @@ import stepwell as sw
 from stepwell.errors import UsageError
 from stepwell.otel import LLM_SCOPES, StepwellSpanProcessor
 from stepwell.otel import processor as module
+from stepwell.otel.semconv import step_id_of
 from stepwell.testing import Captured, capture
 
 LLM = "openinference.instrumentation.openai"
@@ -94,6 +95,27 @@ def test_spans_that_are_not_recorded_are_bridged(provider: TracerProvider, captu
     ):
         pass
     assert places(captured) == {"agent": None, "chat": "agent", "deep": "chat"}
+
+
+def test_steps_below_spans_that_are_not_recorded_are_bridged(provider: TracerProvider, captured: Captured) -> None:
+    llm, http = tracers(provider)
+    with sw.run("agent"), http.start_as_current_span("POST"), http.start_as_current_span("connect"):
+        with sw.tool("below a step"):
+            pass
+        with llm.start_as_current_span("chat"), http.start_as_current_span("GET"), sw.tool("below a span"):
+            pass
+    with http.start_as_current_span("alone") as alone, sw.tool("below none"):
+        pass
+    found = places(captured)
+    assert (found["below a step"], found["below a span"]) == ("agent", "chat")
+    assert captured.fields("agent")["child_count"] == 2
+    told = alone.get_span_context()
+    assert found["below none"] == step_id_of(told.trace_id, told.span_id)  # there is no other
+    provider.shutdown()
+    with sw.run("later"), http.start_as_current_span("POST") as post, sw.tool("not bridged"):
+        pass
+    told = post.get_span_context()
+    assert captured.fields("not bridged")["parent_id"] == step_id_of(told.trace_id, told.span_id)
 
 
 def test_spans_without_any_step_around_are_a_trace_of_their_own(provider: TracerProvider, captured: Captured) -> None:

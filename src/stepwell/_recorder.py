@@ -117,6 +117,7 @@ class Recorder:
         self.use_ids(_random_ids())
         self.after_root: Callable[[], object] | None = None  # called when a step ends that has none around it
         self.sources: list[Callable[[float], bool]] = []  # asked, until a time, to append what they still hold
+        self.bridges: list[Callable[[int], str | None]] = []  # from a span of others to the next above that is recorded
         self.open_steps: dict[str, Step] = {}
         self.announced: dict[str, None] = {}  # ids of those written as pending, which are not in `open_steps` any more
         self.ended: deque[str] = deque(maxlen=MAX_ANNOUNCED)  # of these, the ones that have ended since

@@ -117,7 +117,9 @@ class Step(StepSpan):
         around: Any = previous.get(STEP_KEY)
         if foreign is not None and foreign.is_valid:
             trace = f"{foreign.trace_id:032x}"
-            self.parent_id = as_uuid(f"{trace[:16]}{foreign.span_id:016x}")
+            self.parent_id = _bridged(foreign.span_id) or as_uuid(f"{trace[:16]}{foreign.span_id:016x}")
+            if around is not None and self.parent_id == around.id:
+                around._children.append(None)
             if around is not None and around._place.trace == trace:
                 place = around._place
             else:
@@ -420,6 +422,11 @@ class Step(StepSpan):
         if self._live:  # else it ended meanwhile, on its own thread; where it ends just now, stores know what is late
             RECORDER.append(frame)
         return True
+
+
+def _bridged(span_id: int) -> str | None:
+    """Return the id of what is recorded for a span of others, or above it, where something records spans of others."""
+    return next((id for bridge in RECORDER.bridges if (id := bridge(span_id)) is not None), None)
 
 
 def _add_rest(parts: list[bytes], rest: Rest) -> None:

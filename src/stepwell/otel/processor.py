@@ -5,7 +5,7 @@ What must stay true:
 1. Nothing global is touched, and nothing raises into the program. Its thread notes where a span stands when it starts
    and puts it into a queue when it ends; all else is done on a thread of ours.
 2. Only spans of known instrumentations of LLM libraries are recorded, unless the program names others. The parent of a
-   step is the next span or step above it that is recorded; those in between are bridged.
+   step is the next span or step above it that is recorded; those in between are bridged, for steps below them as well.
 3. What a span says passes the rules of capture and redaction as what steps say does, before it is written anywhere.
 4. What waits is bounded, is written before a flush ends, and is the parent process's alone.
 """
@@ -68,6 +68,7 @@ class StepwellSpanProcessor(SpanProcessor):
         self._wake = Bell()
         self._start_over()
         RECORDER.sources.append(self.drain)
+        RECORDER.bridges.append(self._bridge)
 
     def _start_over(self) -> None:
         """Begin with nothing: in a forked child what waits is the parent's."""
@@ -117,6 +118,8 @@ class StepwellSpanProcessor(SpanProcessor):
                     parent._children.append(None)
             elif known is not None:
                 parent_id, thread, run_id, sampled = known.id, thread or known.thread, known.run_id, known.sampled
+                if recorded and around is not None and around.id == parent_id:
+                    around._children.append(None)
             else:  # of another process, or from before this was added to the provider
                 parent_id = step_id_of(above.trace_id, above.span_id)
                 sampled = above.trace_flags.sampled
@@ -128,6 +131,11 @@ class StepwellSpanProcessor(SpanProcessor):
     def _known(self, span_id: int) -> _Above | None:
         found = self._places.get(span_id)
         return self._older.get(span_id) if found is None else found
+
+    def _bridge(self, span_id: int) -> str | None:
+        """Return the id of a span's step, or of the next one above it; None where there is none, or none known."""
+        known = self._known(span_id)
+        return None if known is None else known.id
 
     def _on_ending(self, span: Span) -> None:
         """Do nothing: the SDK asks every processor."""
@@ -184,6 +192,7 @@ class StepwellSpanProcessor(SpanProcessor):
         self.drain(time.monotonic() + 5.0)
         if self.drain in RECORDER.sources:
             RECORDER.sources.remove(self.drain)
+            RECORDER.bridges.remove(self._bridge)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake.ring()
