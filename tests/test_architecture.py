@@ -62,6 +62,7 @@ ORDER = [
     "store._messages",
     "store._checking",
     "store._language",
+    "store._conditions",
     "store._previews",
     "store._rows",
     "store._query",

@@ -395,6 +395,32 @@ class TestLs:
     ) -> None:
         assert [row["name"] for row in run("ls", "steps", "--json", *filters).objects] == names
 
+    @pytest.mark.parametrize(
+        ("query", "filters", "names"),
+        [
+            ("type:tool,llm -name:look", (), ["answer"]),
+            ("tag:web is:top type:run", ("--tag", "slow"), ["agent"]),
+            ("type:tool,run status:failed", ("--type", "tool"), ["look"]),
+            ("bad -hello type:tool", (), ["look"]),
+            ("error:any -hello", ("--search", "bad"), ["look"]),
+            ("since:1h type:run", ("--since", "2999-01-01"), []),
+            ("until:2020-01-01", (), []),
+        ],
+    )
+    def test_a_query_is_the_one_of_the_viewer(
+        self, run: Run, recorded: Ids, query: str, filters: tuple[str, ...], names: list[str]
+    ) -> None:
+        assert [row["name"] for row in run("ls", "steps", query, "--json", *filters).objects] == names
+        exported = run("export", "--query", query, *filters).objects
+        assert sorted(record["name"] for record in exported if record["kind"] == "step") == sorted(names)
+
+    def test_runs_and_threads_are_listed_by_a_query(self, run: Run, recorded: Ids) -> None:
+        assert [row["name"] for row in run("ls", "runs", "is:top -status:failed", "--json").objects] == ["agent"]
+        assert run("ls", "runs", "name:look", "--json").objects == []
+        assert len(run("ls", "threads", "tag:vip since:1d", "--name", "Chat", "--json").lines) == 1
+        for query in ("status:failed", "error:none"):
+            assert run("ls", "threads", query).err.startswith("stepwell: threads are found by name, user, tag, env, ")
+
     def test_threads_have_filters_of_their_own(self, run: Run, recorded: Ids) -> None:
         assert len(run("ls", "threads", "--tag", "vip", "--name", "Chat", "--since", "1d", "--json").lines) == 1
         assert run("ls", "threads", "--tag", "web").out == "nothing found\n"
@@ -412,6 +438,10 @@ class TestLs:
             (("--since", "999999w"), "--since '999999w' is neither"),
             (("--limit", "0"), "--limit '0' is not a whole number of 1 or more"),
             (("--limit", "1001"), "limit must be 1 to 1000, got 1001"),
+            (("steps", "type:llm tol:x"), "there is no field 'tol', only type, "),
+            (("steps", "cost:>x"), "expected a number, such as 0.8 (at character 7)"),
+            (("steps", "model:a", "--model", "b"), "model is one thing in the query and another beside it"),
+            (("steps", "type:llm", "--type", "tool"), "type is one thing in the query and another beside it"),
             (("--search", "!"), "text '!' has no word to look for"),
             (("--cursor", "x"), "cursor 'x' is not one that a page gave"),
         ],

@@ -239,6 +239,14 @@ def ids(items: list[Any]) -> list[str]:
         ({"text": "hello"}, ["llm-1"]),
         ({"text": "hel* -absent", "type": "llm"}, ["llm-1"]),
         ({"text": "absent"}, []),
+        ({"query": "type:llm,run -status:failed"}, ["llm-1", "run-1"]),
+        ({"query": "tag:web hel* -absent", "type": ["llm", "tool"], "tag": "slow"}, ["llm-1"]),
+        ({"query": "tokens:>=10 metadata.request.attempt:2", "max_tokens": 10}, ["llm-1"]),
+        ({"query": "tokens:<10", "max_tokens": 100}, []),
+        ({"query": "id:failed,run-1", "ids": ["run-1"]}, ["run-1"]),
+        ({"query": "id:failed", "ids": []}, []),
+        ({"query": 'is:top -type:tool -id:"none"', "since": 1, "user": "ada"}, ["run-1"]),
+        ({"query": " ", "ids": ["failed"]}, ["failed"]),
         ({"type": None, "name": None, "tag": (), "since": None, "has_error": None, "ids": ["failed"]}, ["failed"]),
     ],
 )
@@ -400,6 +408,20 @@ def test_attachments_are_read_and_written_to_files(clients: list[Sync | Async], 
             [],
             {"metadata": {"a..b": 1}},
             ("UsageError", "metadata path 'a..b': expected keys joined by dots, without quotation marks"),
+        ),
+        (
+            "steps",
+            [],
+            {"query": "type:llm cost:>x"},
+            ("QueryError", "expected a number, such as 0.8 (at character 16)"),
+        ),
+        ("runs", [], {"query": '"'}, ("QueryError", "this quotation mark is not closed (at character 1)")),
+        ("search", ["a"], {"query": "x:y"}, ("QueryError", "there is no field 'x', only type, ")),
+        (
+            "steps",
+            [],
+            {"query": "user:ada", "user": "eve"},
+            ("UsageError", "user is one thing in the query and another beside it"),
         ),
         (
             "export",
@@ -622,6 +644,9 @@ def test_steps_are_searched_and_the_place_is_told(clients: list[Sync | Async]) -
     (hit,) = same(clients, "search", "hello", type="llm")
     assert (hit.step.id, hit.snippet) == ("llm-1", "Hello")
     assert same(clients, "search", "absent") == []
+    assert [hit.step.id for hit in same(clients, "search", "hello", query="type:llm -tag:absent")] == ["llm-1"]
+    assert same(clients, "search", "hello", query="-type:llm") == []
+    assert [run.id for run in same(clients, "runs", query="type:run user:ada")] == ["run-1"]
     assert same(clients, "search", "")[0] == "UsageError"
 
 

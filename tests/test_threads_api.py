@@ -251,3 +251,17 @@ def test_answers_are_what_the_schema_says(served: Served) -> None:
         answer = served.http.get(path)
         found = model.model_validate_json(answer.content)
         assert found.model_dump(mode="json", exclude_unset=True) == answer.json(), path
+
+
+def test_a_query_is_the_one_of_the_viewer_and_names_the_character_that_is_wrong(served: Served) -> None:
+    assert ids(served.get("/v1/records/steps", q="type:llm,tool -thread:t-1", type="tool")["items"]) == ["s30"]
+    assert ids(served.get("/v1/records/runs", q="is:top -thread:t-1", tag="x")["items"]) == ["s31"]
+    assert [hit["step"]["id"] for hit in served.get("/v1/search", q="Hi model:gpt-4o")["items"]] == ["s31"]
+    assert [hit["step"]["id"] for hit in served.get("/v1/search", q="model:gpt-4o", text="Hi")["items"]] == ["s31"]
+    for path in ("/v1/records/steps", "/v1/records/runs", "/v1/search"):
+        error = served.get(path, 422, q="type:llm cost:>x")["error"]
+        assert error == {"type": "invalid", "message": "expected a number, such as 0.8 (at character 16)"}
+    assert served.get("/v1/search", 422)["error"]["fields"][0]["message"] == "Value error, a search needs text, or q"
+    assert served.get("/v1/records/steps", 422, q="model:a", model="b")["error"]["message"] == (
+        "model is one thing in the query and another beside it"
+    )

@@ -66,6 +66,13 @@ Since = Annotated[
     str | None, typer.Option(help="Keep those since 30m, 2h or 7d ago, or an ISO date or time.", show_default=False)
 ]
 
+Query = Annotated[
+    str | None,
+    typer.Option(
+        metavar="QUERY", help="What also must hold, as in the viewer: 'type:llm cost:>0.1'.", show_default=False
+    ),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _stepwell(
@@ -96,6 +103,10 @@ def demo(
 @app.command("ls")
 def list_(
     what: Annotated[str, typer.Argument(metavar="runs|steps|threads", show_default=False)] = "runs",
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="QUERY", help="As in the viewer: 'type:llm cost:>0.1 since:2h some words'."),
+    ] = None,
     *,
     type: Type = None,
     name: Name = None,
@@ -119,7 +130,15 @@ def list_(
     if what not in LISTS:
         raise UsageError(f"can't list {what!r}, only {', '.join(LISTS)}")
     filters = _given(
-        type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since, search=search
+        type=type,
+        name=name,
+        tag=tag,
+        status=status,
+        model=model,
+        thread=thread,
+        since=since,
+        search=search,
+        query=query,
     )
     count = _count("--limit", limit)
     with find_source(home, store).reading() as opened:
@@ -183,6 +202,7 @@ def export_(
     thread: Thread = None,
     since: Since = None,
     search: Search = None,
+    query: Query = None,
     home: Home = None,
     store: StoreUrl = None,
 ) -> None:
@@ -191,11 +211,19 @@ def export_(
     from stepwell._cli_move import export_records
 
     filters = _given(
-        type=type, name=name, tag=tag, status=status, model=model, thread=thread, since=since, search=search
+        type=type,
+        name=name,
+        tag=tag,
+        status=status,
+        model=model,
+        thread=thread,
+        since=since,
+        search=search,
+        query=query,
     )
     kept = filter_of(filters) if filters else None
     with find_source(home, store).reading() as opened:
-        index_for(opened, filters)
+        index_for(opened, kept)
         export_records(opened, kept, output, Output(as_json=True))
 
 

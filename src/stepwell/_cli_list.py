@@ -6,6 +6,7 @@ import json as standard_json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -13,6 +14,7 @@ from msgspec import UNSET, Raw, json, structs, to_builtins
 
 from stepwell._cli_output import Output, moment
 from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, readable, table, tree
+from stepwell._vocabulary import StepType
 from stepwell.errors import StoreError, UsageError
 from stepwell.model import (
     MESSAGE_TYPES,
@@ -24,7 +26,8 @@ from stepwell.model import (
     ThreadRecord,
     encode_record,
 )
-from stepwell.store import Page, RunRow, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
+from stepwell.store import Page, RunRow, StepFilter, StepRow, Store, ThreadRow
+from stepwell.store._conditions import thread_filter, with_query
 
 __all__ = ["LISTS", "filter_of", "index_for", "list_rows", "show", "since_ns"]
 
@@ -60,7 +63,7 @@ def filter_of(options: Mapping[str, Any]) -> StepFilter:
     status = options.get("status")
     if status is not None and status not in STATUSES:
         raise UsageError(f"--status {status!r} is not one of {', '.join(sorted(STATUSES))}")
-    return StepFilter(
+    filter = StepFilter(
         type=options.get("type") or None,
         name=options.get("name"),
         tag=tuple(options.get("tag") or ()),
@@ -70,31 +73,32 @@ def filter_of(options: Mapping[str, Any]) -> StepFilter:
         since_ns=since_ns(options.get("since")),
         text=options.get("search"),
     )
+    return with_query(filter, options.get("query"))
 
 
-def index_for(store: Store, options: Mapping[str, Any]) -> None:
+def index_for(store: Store, filter: StepFilter | None) -> None:
     """Bring the index of words up to date where they are looked for and the store may be written."""
-    if options.get("search") is not None:
+    if filter is not None and any(each.text is not None for each in (filter, *filter.none_of)):
         with suppress(StoreError):
             store.catch_up(_INDEXING_S)
 
 
 def list_rows(store: Store, what: str, options: Mapping[str, Any], page: Mapping[str, Any], out: Output) -> None:
     """Print one page of runs, steps or threads."""
-    index_for(store, options)
     if what == "threads":
         for name in ("type", "status", "model", "thread", "search"):
             if options.get(name):
                 raise UsageError(f"--{name} {options[name]!r} is of steps; threads have --name, --tag and --since")
-        threads = ThreadFilter(
-            name=options.get("name"), tag=tuple(options.get("tag") or ()), since_ns=since_ns(options.get("since"))
-        )
-        _print_page(store.threads(threads, **page), _THREAD_COLUMNS, 1, out)
-    elif what == "runs":
-        shown = {"type": sorted(STEP_TYPES - MESSAGE_TYPES), **options}  # a message of a thread has no parent either
-        _print_page(store.runs(filter_of(shown), **page), _RUN_COLUMNS, 2, out)
+        _print_page(store.threads(thread_filter(filter_of(options)), **page), _THREAD_COLUMNS, 1, out)
+        return
+    filter = filter_of(options)
+    index_for(store, filter)
+    if what == "runs":
+        if filter.type is None:  # a message of a thread has no parent either
+            filter = replace(filter, type=cast("Sequence[StepType]", sorted(STEP_TYPES - MESSAGE_TYPES)))
+        _print_page(store.runs(filter, **page), _RUN_COLUMNS, 2, out)
     else:
-        _print_page(store.steps(filter_of(options), **page), _STEP_COLUMNS, 3, out)
+        _print_page(store.steps(filter, **page), _STEP_COLUMNS, 3, out)
 
 
 def _print_page(page: Page[Row], columns: Mapping[str, Callable[[Row], str]], flexible: int, out: Output) -> None:

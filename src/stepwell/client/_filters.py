@@ -26,6 +26,7 @@ from stepwell.store import (
     StepFilter,
     ThreadFilter,
 )
+from stepwell.store._conditions import with_query
 
 __all__ = [
     "Query",
@@ -53,7 +54,8 @@ class StepFilters(TypedDict, total=False):
     """Which steps: all conditions given must hold. They are those of `stepwell.store.StepFilter`.
 
     `since` (inclusive) and `until` (exclusive) are about the step's start: a datetime with an offset, or nanoseconds
-    since the Unix epoch.
+    since the Unix epoch. `query` must hold too; it is what the viewer's search box takes:
+    `type:llm cost:>0.1 since:2h -tag:test "some words"`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
@@ -92,6 +94,7 @@ class StepFilters(TypedDict, total=False):
     max_cost: float | None
     root_only: bool
     text: str | None
+    query: str | None
 
 
 class ThreadFilters(TypedDict, total=False):
@@ -158,14 +161,16 @@ _scores: Final = TypeAdapter[ScoreFilters](ScoreFilters)
 _rollups: Final = TypeAdapter[RollupFilters](RollupFilters)
 
 
-def step_filter(given: StepFilters) -> StepFilter:
-    """Return the store's filter. Raises `UsageError` that names what is wrong."""
-    filter = StepFilter(**_checked(_steps, given))
+def step_filter(given: StepFilters) -> tuple[StepFilter, Query]:
+    """Return the store's filter, and what a server is asked. Raises `UsageError` that names what is wrong."""
+    checked = _checked(_steps, given)
+    query: str | None = checked.pop("query", None)
+    filter = StepFilter(**checked)
     for name in _IDS:
         many: Sequence[str] | None = getattr(filter, name)
         if many is not None and len(many) > MAX_PAGE:
             raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(many)}")
-    return filter
+    return with_query(filter, query), [*query_of(filter), *([] if query is None else [("q", query)])]
 
 
 def thread_filter(given: ThreadFilters) -> ThreadFilter:

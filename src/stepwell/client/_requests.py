@@ -212,10 +212,10 @@ def _listing(
 
 def steps(given: StepFilters, limit: int, order: Order) -> Paging[Step]:
     """Ask for steps by start."""
-    filter = step_filter(given)
+    filter, query = step_filter(given)
     return _listing(
         "/v1/records/steps",
-        query_of(filter),
+        query,
         lambda store, at: store.steps(filter, **at),
         _step_page,
         limit=limit,
@@ -225,10 +225,10 @@ def steps(given: StepFilters, limit: int, order: Order) -> Paging[Step]:
 
 def runs(given: StepFilters, limit: int, order: Order) -> Paging[Run]:
     """Ask for top-level runs and steps without a parent, by start."""
-    filter = step_filter(given)
+    filter, query = step_filter(given)
     return _listing(
         "/v1/records/runs",
-        query_of(filter),
+        query,
         lambda store, at: store.runs(filter, **at),
         _run_page,
         limit=limit,
@@ -238,10 +238,10 @@ def runs(given: StepFilters, limit: int, order: Order) -> Paging[Run]:
 
 def search(text: str, given: StepFilters, limit: int, order: Order) -> Paging[Hit]:
     """Ask for the steps that hold words, by start, and where."""
-    filter = step_filter({**given, "text": text})
+    filter, query = step_filter({**given, "text": text})
     return _listing(
         "/v1/search",
-        query_of(filter),
+        query,
         lambda store, at: search_in(store, filter, at),
         _hit_page,
         limit=limit,
@@ -303,7 +303,8 @@ def _read_step(body: bytes) -> FullStep:
 
 def steps_in_full(ids: Sequence[str]) -> Request[list[FullStep]]:
     """Ask for whole steps, those that are there."""
-    many = step_filter({"ids": ids}).ids or ()
+    filter, _ = step_filter({"ids": ids})
+    many = filter.ids or ()
     return Request(
         "/v1/records/full",
         lambda place: {"items": place.store.steps_in_full(many)},
@@ -434,8 +435,7 @@ def delete_user(user: str) -> Request[Deleted]:
 
 def export(given: StepFilters) -> Download:
     """Ask for records as lines."""
-    filter = step_filter(given)
-    query = query_of(filter)
+    filter, query = step_filter(given)
 
     def pieces(place: Place) -> Iterator[bytes]:
         for record in place.store.records(filter if given else None):

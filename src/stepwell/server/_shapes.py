@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import Path, Query, Response
 from msgspec import DecodeError, Struct, json, structs
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS, ScoreType
 from stepwell.model import Score, Status, StepType
@@ -31,6 +31,7 @@ from stepwell.store import (
     ThreadRow,
     UserRow,
 )
+from stepwell.store._conditions import with_query
 
 __all__ = [
     "DeletedCounts",
@@ -205,6 +206,9 @@ class StepQuery(BaseModel):
     max_cost: _Number = None
     root_only: bool = False
     text: str | None = Field(default=None, description='Words (all of them), "a phrase", begin*, and -not.')
+    q: str | None = Field(
+        default=None, description='What also must hold, as in the viewer: `type:llm cost:>0.1 "a b"`.'
+    )
 
     @field_validator("metadata")
     @classmethod
@@ -225,7 +229,7 @@ class StepQuery(BaseModel):
         if self.metadata is not None:
             metadata: dict[str, Scalar] = _metadata.decode(self.metadata)
             said["metadata"] = metadata
-        return StepFilter(**said)
+        return with_query(StepFilter(**said), self.q)
 
 
 _STEP_FILTER: Final = frozenset(StepFilter.__dataclass_fields__)
@@ -238,9 +242,11 @@ class StepListQuery(StepQuery, Listed):
 class SearchQuery(StepListQuery):
     """Which page of the steps that hold these words."""
 
-    text: str = Field(  # pyright: ignore[reportIncompatibleVariableOverride] (here it must be given)
-        description='Words (all of them), "a phrase", begin*, and -not.'
-    )
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> SearchQuery:
+        if self.text is None and self.q is None:
+            raise ValueError("a search needs text, or q")
+        return self
 
 
 class ThreadListQuery(Listed):

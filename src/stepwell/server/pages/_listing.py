@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from fastapi import Query
 
-from stepwell.errors import UsageError
-from stepwell.store import Facets, Order, Page, StepFilter, ThreadFilter
+from stepwell.store import Facets, Order, Page, StepFilter
 from stepwell.store._language import MAX_QUERY_CHARACTERS, QueryError, parse_query, split_terms, value_text
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "facets_of",
     "list_page",
     "read_query",
-    "thread_filter",
     "top_filter",
     "with_term",
 ]
@@ -43,15 +41,6 @@ Back = Annotated[bool, Query()]
 
 _SEVERAL: Final = frozenset(("tag", "metadata", "tokens", "cost", "duration", "score"))
 MESSAGES: Final = StepFilter(type=("user_message", "assistant_message", "system_message"))
-_THREAD_MEMBERS: Final = {
-    "name": "name",
-    "user": "user",
-    "tag": "tag",
-    "environment": "environment",
-    "since_ns": "since_ns",
-    "until_ns": "until_ns",
-    "thread_id": "id",
-}
 _FACET_KEYS: Final = {"environment": "env"}
 _FACET_TITLES: Final = (
     *(("status", "Status"), ("type", "Type"), ("model", "Model"), ("user", "User"), ("tag", "Tag")),
@@ -82,21 +71,6 @@ def read_query(text: str) -> Found:
         return Found(text, parse_query(text, now_ns=time.time_ns()))
     except QueryError as error:
         return Found(text, StepFilter(), str(error), error.position)
-
-
-def thread_filter(filter: StepFilter) -> ThreadFilter:
-    """Return the same filter of threads. Raises `UsageError` where threads don't have its fields."""
-    members: dict[str, Any] = {}
-    for field in fields(filter):
-        value = getattr(filter, field.name)
-        if value in {None, False} if not isinstance(value, (tuple, list, dict)) else not value:
-            continue
-        if field.name not in _THREAD_MEMBERS:
-            raise UsageError(
-                "threads are found by name, user, tag, env, thread, since and until; search steps for the rest"
-            )
-        members[_THREAD_MEMBERS[field.name]] = value
-    return ThreadFilter(**members)
 
 
 def with_term(text: str, key: str, value: str, *, without: bool = False) -> str:

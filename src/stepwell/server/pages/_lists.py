@@ -20,12 +20,12 @@ from stepwell.server.pages._listing import (
     facets_of,
     list_page,
     read_query,
-    thread_filter,
     top_filter,
 )
 from stepwell.server.pages._page import page
 from stepwell.server.pages._views import read_views
 from stepwell.store import Order
+from stepwell.store._conditions import thread_filter
 
 __all__ = ["router"]
 

@@ -18,8 +18,9 @@ from starlette.responses import StreamingResponse
 
 from stepwell.server._access import InStore
 from stepwell.server._errors import Problem
-from stepwell.server.pages._listing import MESSAGES, QueryText, read_query, thread_filter, top_filter
+from stepwell.server.pages._listing import MESSAGES, QueryText, read_query, top_filter
 from stepwell.store import StepFilter, Store
+from stepwell.store._conditions import thread_filter
 
 __all__ = ["Live", "router"]
 
