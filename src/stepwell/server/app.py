@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Places
-from stepwell.server._upkeep import Retention, Upkeep, jobs_of
+from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
 from stepwell.server.pages import (
     _compare,
     _dashboard,
@@ -36,6 +37,7 @@ from stepwell.server.pages import (
 )
 from stepwell.server.pages._families import Families
 from stepwell.server.pages._live import Live
+from stepwell.server.pages._page import compile_templates
 from stepwell.store import Store
 
 __all__ = ["create_app"]
@@ -80,7 +82,8 @@ def create_app(
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
     ingest = Ingest(limits, metrics)
-    upkeep = Upkeep(places, jobs_of(retention or Retention()))
+    once = Job("templates", math.inf, lambda _: compile_templates())
+    upkeep = Upkeep(places, [once, *jobs_of(retention or Retention())])
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
