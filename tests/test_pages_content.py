@@ -195,6 +195,24 @@ def test_what_is_not_there_is_said_not_to_be(server: AppServer) -> None:
     assert server.client.get("/runs/talk?view=graph").status_code == 422
 
 
+def test_what_is_deleted_is_shown_no_more(server: AppServer) -> None:
+    inside = {"root": "gone", "trace": "gone"}
+    viewing.add(server.store, viewing.a_run("gone", trace="gone", thread_id="gone-1"))
+    for number in range(2):
+        viewing.add(
+            server.store,
+            viewing.a_step(f"gone-{number}", "tool", 1, 2, "gone", thread_id=f"gone-{number}", **inside),
+        )
+    for path in ("/runs/gone", "/runs/gone?view=tree"):  # the second is of the run that is kept
+        assert "gone-0" in server.client.get(path).text
+    server.store.delete_thread("gone-0")
+    text = server.client.get("/runs/gone").text
+    assert 'id="s-gone-1"' in text
+    assert 'id="s-gone-0"' not in text
+    server.store.delete_run("gone")
+    assert server.client.get("/runs/gone").status_code == 404
+
+
 def test_a_step_without_its_run_has_a_page(server: AppServer) -> None:
     viewing.add(server.store, viewing.a_step("lost", "tool", 1, 2, "nowhere", root="gone", trace="lost"))
     assert "lost" in server.client.get("/steps/lost").text

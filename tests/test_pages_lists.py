@@ -273,7 +273,7 @@ def test_without_javascript_lists_filter_page_and_open(browser: Browser, server:
         assert len(ids(visit)) == 20
         follow(visit, "th a")
         assert ids(visit)[0] == "turn-001"
-        follow(visit, "text=turn-001")
+        follow(visit, "[data-id=turn-001] .row-link")
         assert "/runs/turn-001" in visit.page.url
         visit.page.goto("/threads/talk-1?only=messages")
         assert visit.page.locator(".said-by").count() == 40
@@ -359,14 +359,38 @@ def test_the_dashboard_sums_up_and_leads_to_the_steps(browser: Browser, tmp_path
         assert {id[-3:] for id in ids(visit)} == {"-t2"}
 
 
+def test_the_dashboard_says_what_was_not_reported_and_picks_the_range_that_fits(
+    browser: Browser, tmp_path: Path
+) -> None:
+    now = time.time_ns()
+    with AppServer(tmp_path / "home") as young, Visit(browser, young) as visit:
+        add(young.store, {**step("only", 0), "start_ns": now - 2 * SECOND, "end_ns": now - SECOND})
+        message = {**step("said", 0, "user_message", name="user_message"), "start_ns": now, "end_ns": now}
+        add(young.store, message)
+        visit.page.goto("/dashboard")
+        expect(visit.page.locator("nav[aria-label='Range of time'] [aria-current]")).to_have_text("24h")
+        expect(visit.page.locator(".c-tokens .total")).to_have_text("not reported")
+        expect(visit.page.locator(".c-cost .total")).to_have_text("not reported")
+        assert visit.page.locator(".c-cost svg, .c-tokens svg").count() == 0
+        expect(visit.page.locator(".c-speed h2")).to_have_text("Duration of runs")
+        expect(visit.page.locator(".c-speed .top")).to_have_text("up to 1.00 s")
+        assert visit.page.locator(".c-volume .axis span").count() == 6
+        row = visit.page.locator(".sums tr:has-text('user_message') td")
+        assert row.all_inner_texts() == ["1", "", "", "", "", ""]
+        week = 8 * 86_400 * SECOND
+        add(young.store, {**step("old", 0), "start_ns": now - week, "end_ns": now - week + SECOND})
+        visit.page.goto("/dashboard")
+        expect(visit.page.locator("nav[aria-label='Range of time'] [aria-current]")).to_have_text("7d")
+
+
 # -- two runs
 
 
 def test_two_runs_are_compared_by_what_they_did(browser: Browser, server: AppServer) -> None:
     with Visit(browser, server) as visit:
         visit.page.goto("/runs")
-        visit.page.check("[aria-label='Compare turn-059']")
-        visit.page.check("[aria-label='Compare turn-058']")
+        visit.page.check("[data-id=turn-059] .pick")
+        visit.page.check("[data-id=turn-058] .pick")
         follow(visit, "text=Compare two picked runs")
         expect(visit.page.locator(".beside")).to_contain_text("3 same, 2 changed, 0 only left, 0 only right")
         expect(visit.page.locator("#pair del")).to_have_text("59")
@@ -512,7 +536,7 @@ def test_everything_works_behind_a_prefix(browser: Browser, tmp_path: Path) -> N
     with AppServer(tmp_path / "home", prefix="/x") as under, Visit(browser, under) as visit:
         add(under.store, *turn(1))
         visit.page.goto("/x/runs")
-        follow(visit, "text=turn-001")
+        follow(visit, "[data-id=turn-001] .row-link")
         assert visit.page.url.startswith(f"{under.url}/x/runs/turn-001")
         visit.page.goto("/x/threads/talk")
         visit.page.locator(".work summary").click()

@@ -118,6 +118,8 @@ class TestWidth:
             (59_600_000_000, "1 m 00 s"),
             (125_000_000_000, "2 m 05 s"),
             (3_720_000_000_000, "1 h 02 m"),
+            (172_799_000_000_000, "47 h 59 m"),
+            (400_000_000_000_000, "4 d 15 h"),
         ],
     )
     def test_durations_read_well_at_every_size(self, ns: int, expected: str) -> None:

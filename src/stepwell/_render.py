@@ -147,7 +147,7 @@ def plain(line: Line) -> str:
 
 
 def duration(ns: int) -> str:
-    """Return a duration as people read it: `410 ns`, `38 µs`, `12 ms`, `1.24 s`, `2 m 05 s`, `1 h 02 m`."""
+    """Return a duration as people read it: `410 ns`, `38 µs`, `12 ms`, `1.24 s`, `2 m 05 s`, `1 h 02 m`, `4 d 15 h`."""
     if ns < 1000:
         return f"{ns} ns"
     for unit, name in ((1e3, "µs"), (1e6, "ms")):
@@ -157,7 +157,10 @@ def duration(ns: int) -> str:
     if seconds < 60:
         return f"{ns / 1e9:.2f} s"
     minutes, seconds = divmod(seconds, 60)
-    return f"{minutes} m {seconds:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"
+    if minutes < 60:
+        return f"{minutes} m {seconds:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} m" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 @dataclass(slots=True)

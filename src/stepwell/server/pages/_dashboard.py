@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -33,6 +33,7 @@ _RANGES: Final[dict[str, tuple[int, Every]]] = {
     "30d": (30 * _DAY_NS, "day"),
     "90d": (90 * _DAY_NS, "day"),
 }
+_LABELS: Final = {24: 4, 7: 1, 30: 6, 90: 15}  # so many hours or days have one label below them
 _TYPES: Final = ("run", "llm", "tool", "retrieval", "embedding", "rerank")
 _LOOKED_AT: Final = 500
 _SHOWN: Final = 8
@@ -40,7 +41,7 @@ _GROUPS: Final = 12
 WIDTH: Final = 600
 HEIGHT: Final = 120
 
-Span = Annotated[Literal["24h", "7d", "30d", "90d"], Query()]
+Span = Annotated[Literal["24h", "7d", "30d", "90d"] | None, Query()]
 Kind = Annotated[Literal["", "run", "llm", "tool", "retrieval", "embedding", "rerank"], Query()]
 Group = Annotated[Literal["name", "model", "user", "type", "environment"], Query()]
 
@@ -59,7 +60,9 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart of bars; `legend` names its parts, `top` is the value at its upper edge."""
+    """A chart of bars; `legend` names its parts, `top` is the value at its upper edge. It has no bars where there is
+    nothing to draw, so that nothing reported does not look like nothing spent.
+    """
 
     title: str
     total: str
@@ -81,8 +84,10 @@ class _Axis:
     def chart(self, title: str, kind: str, rows: dict[int, Rollup], of: _Measure) -> Chart:
         """Draw what a measure says of each hour or day."""
         values = [of.values(rows.get(start, Rollup())) for start in self.starts]
-        top = max([low + high for low, high in values] + [0.0])
-        scale, width = HEIGHT / top if top else 0.0, WIDTH / len(self.starts)
+        top = max(low + high for low, high in values)
+        if not top:
+            return Chart(title, "not reported", "", of.legend, kind)
+        scale, width = HEIGHT / top, WIDTH / len(self.starts)
         bars = [
             Bar(
                 round(at * width, 2),
@@ -95,6 +100,12 @@ class _Axis:
             for at, (start, (low, high)) in enumerate(zip(self.starts, values, strict=True))
         ]
         return Chart(title, of.total(values), of.text(top), of.legend, kind, bars)
+
+    def labels(self) -> list[str]:
+        """Return what stands below the bars, each below the first of as many bars."""
+        days = self.span_ns == _DAY_NS
+        read = ((moment(start) or {"day": ", "})["day"] for start in self.starts[:: _LABELS[len(self.starts)]])
+        return [each.split(", ")[0 if days else 1] for each in read]
 
     def _says(self, start: int, what: str) -> str:
         at = moment(start) or {"read": ""}
@@ -159,10 +170,24 @@ def _query(type: str, since_ns: int | None, until_ns: int | None = None, **more:
     return format_query(StepFilter(type=wanted, since_ns=since_ns, until_ns=until_ns, **more))
 
 
+def _fitting(store: Store) -> str:
+    """Return the range that shows most of what there is: 7 days, unless all is of one day or nothing is as young."""
+    now = time.time_ns()
+    since_ns = now // _DAY_NS * _DAY_NS - 89 * _DAY_NS
+    days = [row.start_ns or 0 for row in store.rollups(RollupQuery(every="day", since_ns=since_ns)) if row.steps]
+    ages = [now - start for start in days if start <= now]
+    if not ages:
+        return "7d"
+    if max(ages) < _DAY_NS:
+        return "24h"
+    return next(name for name in ("7d", "30d", "90d") if min(ages) < _RANGES[name][0])
+
+
 @router.get("/dashboard")
-def dashboard(store: InStore, request: Request, span: Span = "7d", type: Kind = "", by: Group = "name") -> Response:
-    """Show a range of time, of all steps or those of a type."""
-    length_ns, every = _RANGES[span]
+def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = "", by: Group = "name") -> Response:
+    """Show a range of time, of all steps or those of a type; without a range, the one that fits what there is."""
+    shown = span or _fitting(store)
+    length_ns, every = _RANGES[shown]
     step_ns = _HOUR_NS if every == "hour" else _DAY_NS
     until_ns = time.time_ns() // step_ns * step_ns + step_ns
     since_ns = until_ns - length_ns
@@ -175,14 +200,18 @@ def dashboard(store: InStore, request: Request, span: Span = "7d", type: Kind = 
     context = {
         "section": "dashboard",
         "spans": list(_RANGES),
-        "span": span,
+        "span": shown,
         "types": _TYPES,
         "type": type,
         "by": by,
         "dimensions": ("name", "model", "user", "type", "environment"),
-        "charts": [axis.chart(title, kind, rows, of) for title, kind, of in _CHARTS],
-        "first": since_ns,
-        "last": until_ns - step_ns,
+        "charts": [
+            _runs_chart(store, axis, rows, of, asked)
+            if kind == "speed" and not type
+            else axis.chart(title, kind, rows, of)
+            for title, kind, of in _CHARTS
+        ],
+        "labels": axis.labels(),
         "width": WIDTH,
         "height": HEIGHT,
         "groups": [(row, getattr(row, by), _group_link(links, type, by, row, since_ns)) for row in groups[:_GROUPS]],
@@ -192,6 +221,15 @@ def dashboard(store: InStore, request: Request, span: Span = "7d", type: Kind = 
         **_singles(store, links, recent, type),
     }
     return page(request, "dashboard.html", context)
+
+
+def _runs_chart(store: Store, axis: _Axis, rows: dict[int, Rollup], of: _Measure, asked: dict[str, Any]) -> Chart:
+    """Draw the durations of runs: those of messages and tools beside them would say nothing. Without runs, of all."""
+    every: Every = "hour" if axis.span_ns == _HOUR_NS else "day"
+    runs = {row.start_ns or 0: row for row in store.rollups(RollupQuery(every=every, **{**asked, "type": "run"}))}
+    if not any(row.duration_ns for row in runs.values()):
+        return axis.chart("Duration", "speed", rows, of)
+    return replace(axis, type="run").chart("Duration of runs", "speed", runs, of)
 
 
 def _worth(row: Rollup) -> tuple[float, int]:

@@ -1,6 +1,8 @@
 """The runs looked at last, put together once for as long as their store stays as it is.
 
-What must stay true: what is shown is never older than the store's last change; memory is bounded by `MAX_ROWS`.
+What must stay true: what is shown is never older than the store's last change or deletion; memory is bounded by
+`MAX_ROWS`. Deletions have no position, but go by whole runs and whole threads: a kept run is there as long as its first
+step and one step of each of its threads are.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import Final
 
 from stepwell.errors import NotFoundError
 from stepwell.server.pages._rows import Family, family_of
-from stepwell.store import Store
+from stepwell.store import MAX_PAGE, StepFilter, Store
 
 __all__ = ["Families"]
 
@@ -31,7 +33,7 @@ class Families:
         _, position = store.changes(None)  # before reading: what comes meanwhile is read again the next time
         key, now = (_mark_of(store), id), time.monotonic()
         kept = self._kept.get(key)
-        if kept is not None and kept[0] == position and now - kept[1] < _MAX_AGE_S:
+        if kept is not None and kept[0] == position and now - kept[1] < _MAX_AGE_S and _is_there(store, kept[2]):
             return kept[2]
         family = family_of(id, store.tree(id))
         self._keep(key, (position, now, family))
@@ -58,6 +60,15 @@ class Families:
         ):
             kept.popitem(last=False)
         self._kept = kept
+
+
+def _is_there(store: Store, family: Family) -> bool:
+    """Tell whether nothing of a run was deleted since it was put together."""
+    of_threads = {row.step.thread_id: row.step.id for row in reversed(family.rows)}
+    wanted = list({family.root.step.id, *of_threads.values()})
+    if len(wanted) > MAX_PAGE:
+        return False
+    return len(store.steps(StepFilter(ids=wanted), limit=len(wanted)).items) == len(wanted)
 
 
 def _mark_of(store: Store) -> int:

@@ -92,7 +92,9 @@ def cost(amount: float | None) -> str:
     """Return an amount of money: `$1.24`, `$0.0031`; nothing where it is not known."""
     if amount is None:
         return ""
-    return f"${amount:,.2f}" if amount >= 0.995 or amount == 0 else f"${amount:.2g}" if amount >= 0.0001 else "<$0.0001"
+    return (
+        f"${amount:,.2f}" if amount >= 0.0995 or amount == 0 else f"${amount:.2g}" if amount >= 0.0001 else "<$0.0001"
+    )
 
 
 def moment(ns: int | None) -> dict[str, str] | None:

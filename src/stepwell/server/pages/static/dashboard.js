@@ -8,6 +8,7 @@ for (const chart of document.querySelectorAll(".chart")) {
     if (bar) says.textContent = bar.dataset.says;
   };
   const svg = chart.querySelector("svg");
+  if (!svg) continue; // nothing was reported
   svg.addEventListener("pointerover", tell);
   svg.addEventListener("focusin", tell);
   svg.addEventListener("pointerleave", () => { says.textContent = ""; });
