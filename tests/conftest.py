@@ -27,6 +27,8 @@ for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # logfire's is loaded with the first model, and patches traceback
+
 from stepwell import _config
 from stepwell._recorder import RECORDER
 from stepwell.testing import Captured

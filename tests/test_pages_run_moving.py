@@ -289,9 +289,9 @@ def test_steps_that_arrive_move_nothing_that_is_read(browser: Browser, server: A
 def test_a_server_that_is_gone_is_told_of(browser: Browser, server: AppServer) -> None:
     visit = Visit(browser, server)
     visit.page.goto("/runs/states")
-    visit.page.route("**/live/**", lambda route: route.abort())
+    visit.page.route("**/follow/**", lambda route: route.abort())
     expect(visit.page.locator("#new")).to_contain_text("not answering", timeout=20_000)
-    visit.page.unroute("**/live/**")
+    visit.page.unroute("**/follow/**")
     expect(visit.page.locator("#new")).to_be_hidden(timeout=20_000)
     visit.problems.clear()  # the refused request is an error in the console
     visit.__exit__()

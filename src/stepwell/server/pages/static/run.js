@@ -385,7 +385,7 @@
     }
     async function ask() {
       try {
-        const answer = await fetch(`${run().dataset.live}?after=${position}`);
+        const answer = await fetch(`${run().dataset.follow}?after=${position}`);
         if (!answer.ok) throw new Error(String(answer.status));
         const told = await answer.json();
         if (lost) tell("");
