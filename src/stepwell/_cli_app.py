@@ -190,7 +190,10 @@ def tail(
 
 @app.command("export")
 def export_(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run, by its id.")] = None,
     *,
+    html: Annotated[bool, typer.Option("--html", help="The run as one HTML page.", show_default=False)] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The run as Markdown.", show_default=False)] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write this file, not stdout.", show_default=False)
     ] = None,
@@ -206,7 +209,7 @@ def export_(
     home: Home = None,
     store: StoreUrl = None,
 ) -> None:
-    """Write records as JSON lines: all, or the steps that the filters keep and their threads."""
+    """Write records as JSON lines: all, or the steps that the filters keep and their threads, or one run."""
     from stepwell._cli_list import filter_of, index_for
     from stepwell._cli_move import export_records
 
@@ -221,6 +224,21 @@ def export_(
         search=search,
         query=query,
     )
+    if run is not None:
+        from stepwell._cli_save import save_run
+
+        if filters or (html and markdown):
+            raise UsageError("a run is exported whole, as one of --html and --markdown, without filters")
+        save_run(
+            find_source(home, store),
+            run,
+            "html" if html else "markdown" if markdown else "jsonl",
+            output,
+            Output(as_json=True),
+        )
+        return
+    if html or markdown:
+        raise UsageError(f"--{'html' if html else 'markdown'} is of one run: stepwell export RUN")
     kept = filter_of(filters) if filters else None
     with find_source(home, store).reading() as opened:
         index_for(opened, kept)

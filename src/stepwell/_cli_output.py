@@ -55,6 +55,18 @@ class Output:
                 self._write(line)
             self._stdout.flush()
 
+    def pieces(self, pieces: Iterable[bytes]) -> None:
+        """Write bytes as they are, in UTF-8, and flush."""
+        with _noticing():
+            self._stdout.flush()
+            buffer = getattr(self._stdout, "buffer", None)
+            for piece in pieces:
+                if buffer is None:
+                    self._stdout.write(piece.decode())
+                else:
+                    buffer.write(piece)
+            self._stdout.flush()
+
     def json(self, value: object) -> None:
         """Print one value as a line of JSON."""
         self.json_lines([json.encode(value)])

@@ -19,7 +19,7 @@ from stepwell.server._ingest import Ingest
 from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
-from stepwell.server._places import Places
+from stepwell.server._places import Place, Places
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
 from stepwell.server.pages import (
     _compare,
@@ -29,6 +29,7 @@ from stepwell.server.pages import (
     _live,
     _login,
     _runs,
+    _saving,
     _sharing,
     _static,
     _steps,
@@ -62,8 +63,14 @@ _ROUTERS = (
     _steps.router,
     _findings.router,
     _sharing.router,
+    _saving.router,
     _static.router,
 )
+
+
+def _compile(_: Place) -> None:
+    """Compile the templates, which all places share; another place finds it done."""
+    compile_templates()
 
 
 def create_app(
@@ -82,8 +89,7 @@ def create_app(
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
     ingest = Ingest(limits, metrics)
-    once = Job("templates", math.inf, lambda _: compile_templates())
-    upkeep = Upkeep(places, [once, *jobs_of(retention or Retention())])
+    upkeep = Upkeep(places, [Job("templates", math.inf, _compile), *jobs_of(retention or Retention())])
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager

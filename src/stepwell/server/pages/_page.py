@@ -20,7 +20,7 @@ from starlette._utils import get_route_path
 
 from stepwell._render import duration, size
 
-__all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "static_file"]
+__all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "render", "static_file"]
 
 _KINDS: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _POLICY: Final = (
@@ -131,6 +131,11 @@ def compile_templates() -> None:
         environment.get_template(name)
 
 
+def render(template: str, context: Mapping[str, Any]) -> str:
+    """Return a template, filled in."""
+    return _environment().get_template(template).render(**context)
+
+
 def page(
     request: Request,
     template: str,
@@ -140,9 +145,5 @@ def page(
 ) -> Response:
     """Render a template; it also has `links` and `request`'s path."""
     signed_in = getattr(request.scope.get("state", {}).get("access"), "browser", False)
-    text = (
-        _environment()
-        .get_template(template)
-        .render(links=Links(request), here=request.url.path, signed_in=signed_in, **context)
-    )
+    text = render(template, {"links": Links(request), "here": request.url.path, "signed_in": signed_in, **context})
     return HTMLResponse(text, status, headers={**headers, **_HEADERS})

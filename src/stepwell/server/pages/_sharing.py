@@ -23,7 +23,7 @@ from stepwell.server.pages._rows import Family, Row
 from stepwell.server.pages._runs import StepId, families_of
 from stepwell.store import Store
 
-__all__ = ["markdown_of", "router"]
+__all__ = ["lines_of_run", "markdown_of", "router"]
 
 MAX_TEXT: Final = 20_000
 _BATCH: Final = 100
@@ -37,8 +37,9 @@ def export(store: InStore, request: Request, form: Literal["md", "jsonl"], id: S
     """Send a run as a file."""
     family = families_of(request).of(store, id)
     if form == "jsonl":
-        lines = (encode_record(record) + b"\n" for _, record in _records(store, family))
-        return StreamingResponse(lines, media_type="application/x-ndjson", headers=_named("jsonl"))
+        return StreamingResponse(
+            lines_of_run(store, family), media_type="application/x-ndjson", headers=_named("jsonl")
+        )
     text = (part.encode("utf-8", "replace") for part in markdown_of(store, family))
     return StreamingResponse(text, media_type="text/markdown; charset=utf-8", headers=_named("md"))
 
@@ -56,6 +57,12 @@ def _records(store: Store, family: Family) -> Iterator[tuple[Row, StepRecord]]:
     for at in range(0, len(family.rows), _BATCH):
         for record in store.steps_in_full([row.step.id for row in family.rows[at : at + _BATCH]]):
             yield family.by_id[record.id], record
+
+
+def lines_of_run(store: Store, family: Family) -> Iterator[bytes]:
+    """Yield a run's records as lines."""
+    for _, record in _records(store, family):
+        yield encode_record(record) + b"\n"
 
 
 def markdown_of(store: Store, family: Family) -> Iterator[str]:
