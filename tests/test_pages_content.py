@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
 from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -217,3 +222,58 @@ def test_a_step_without_its_run_has_a_page(server: AppServer) -> None:
     viewing.add(server.store, viewing.a_step("lost", "tool", 1, 2, "nowhere", root="gone", trace="lost"))
     assert "lost" in server.client.get("/steps/lost").text
     assert server.client.get("/steps/talk-tool-01?fragment=true&run=lost").status_code == 200
+
+
+class Provider(HTTPServer):
+    """An endpoint that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Taking)
+        self.taken: list[tuple[str, str | None, bytes]] = []
+
+
+class Taking(BaseHTTPRequestHandler):
+    server: Provider
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        key = self.headers.get("Authorization") or self.headers.get("x-api-key")
+        self.server.taken.append((self.path, key, body))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize(
+    ("provider", "path", "key"),
+    [
+        ("openai", "/v1/chat/completions", "Bearer the key"),
+        ("anthropic", "/v1/messages", "the key"),
+    ],
+)
+def test_running_the_curl_sends_the_recorded_request_again(provider: str, path: str, key: str) -> None:
+    text = "it's \"so\" $HOME `id` $(id) \\n \\ 100% !! 你好 \U0001f6eb\n\tsecond line'; echo"
+    sent = {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}],
+        "temperature": 0.1,
+        "max_tokens": 7,
+        "tools": [{"name": "look", "input_schema": {"type": "object", "properties": {"n": {"type": ["integer"]}}}}],
+        "stream": False,
+        "stop": None,
+        "seed": 12345678901234567890,
+    }
+    command = snippet_of(Generation(provider=provider, provider_request=raw(sent)), "curl")
+    assert command is not None
+    with Provider() as fake:
+        threading.Thread(target=fake.handle_request, name="provider").start()
+        for host in ("https://api.openai.com", "https://api.anthropic.com"):
+            command = command.replace(host, f"http://127.0.0.1:{fake.server_port}")
+        keys = {"OPENAI_API_KEY": "the key", "ANTHROPIC_API_KEY": "the key", "PATH": os.environ["PATH"]}
+        ran = subprocess.run(["sh", "-c", command], env=keys, capture_output=True, timeout=30, check=True)
+        assert (ran.stdout, fake.taken[0][:2]) == (b"", (path, key))
+        assert json.loads(fake.taken[0][2]) == sent

@@ -37,7 +37,8 @@ def save_run(source: Source, id: str, form: Form, target: Path | None, out: Outp
         family = family_of(found.id, store.tree(found.id))
         if form == "html":
             page = saved_page(Place(store, BlobStore(_folder(source) / "blobs")), family)
-            out.note(f"a page of {size(len(page))}, {len(family.rows):,} steps")
+            steps = f"{len(family.rows):,} step{'' if len(family.rows) == 1 else 's'}"
+            out.note(f"a page of {size(len(page))}, {steps}")
             _write([page], target, out)
         elif form == "markdown":
             _write((part.encode("utf-8", "replace") for part in markdown_of(store, family)), target, out)

@@ -53,13 +53,13 @@ def save(place: InPlace, request: Request, id: StepId) -> Response:
     return Response(saved_page(place, family), media_type="text/html; charset=utf-8", headers=headers)
 
 
-def saved_page(place: Place, family: Family) -> bytes:
-    """Return a run as the bytes of an HTML file."""
+def saved_page(place: Place, family: Family, *, max_steps: int = MAX_STEPS) -> bytes:
+    """Return a run as the bytes of an HTML file, the first `max_steps` steps in full."""
     images = Images(place)
     steps, brief, characters = list[Markup](), 0, 0
     for row in family.rows:
         record = place.store.step(row.step.id)
-        full = len(steps) < MAX_STEPS and characters < MAX_CHARACTERS
+        full = len(steps) < max_steps and characters < MAX_CHARACTERS
         panel = panel_of(place.store, family, row) if full else None
         brief += not full
         text = render(
