@@ -190,7 +190,7 @@ def test_what_is_not_there_is_said_not_to_be(server: AppServer) -> None:
         "/media/00/talk",
         "/raw/messages/talk-llm-02?at=99",
         "/request/curl/talk",
-        "/follow/x?after=0",
+        "/progress/x?after=0",
     )
     assert [server.client.get(address).status_code for address in missing] == [404] * 6
     assert server.client.get("/request/python/talk-llm-02").text.startswith("from openai import OpenAI")

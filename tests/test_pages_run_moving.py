@@ -10,7 +10,7 @@ import viewing
 from browsing import Visit, a_browser, needs_chromium
 from playwright.sync_api import Browser, expect
 from served import AppServer
-from test_pages_run import chosen, in_panel, key, states
+from test_pages_run import chosen, in_panel, key, states, wait_for
 
 pytestmark = needs_chromium
 
@@ -286,12 +286,34 @@ def test_steps_that_arrive_move_nothing_that_is_read(browser: Browser, server: A
         expect(page.locator("#new")).to_be_hidden()
 
 
+def test_a_reader_at_the_end_of_a_run_that_is_written_follows_it(browser: Browser, server: AppServer) -> None:
+    def step(number: int) -> viewing.Record:
+        fields = {"root": "tail", "trace": "tail", "name": f"n{number}"}
+        return viewing.a_step(f"tail{number:03d}", "tool", number, number + 0.5, "tail", **fields)
+
+    begun = viewing.a_run("tail", None, trace="tail") | {"start_ns": time.time_ns()}
+    viewing.add(server.store, begun, *(step(at) for at in range(60)))
+    with Visit(browser, server) as visit:
+        page = visit.page
+        page.goto("/runs/tail")
+        page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+        viewing.add(server.store, *(step(at) for at in range(60, 90)))
+        expect(page.locator("#rows > li")).to_have_count(91, timeout=20_000)
+        expect(page.locator("#new")).to_be_hidden()
+        at_end = "scrollY + innerHeight >= document.documentElement.scrollHeight - 8"
+        wait_for(lambda: bool(page.evaluate(at_end)))
+        page.evaluate("scrollBy(0, -300)")
+        viewing.add(server.store, step(90))
+        expect(page.locator("#new")).to_have_text("1 new step", timeout=20_000)
+        assert page.locator("#rows > li").count() == 91
+
+
 def test_a_server_that_is_gone_is_told_of(browser: Browser, server: AppServer) -> None:
     visit = Visit(browser, server)
     visit.page.goto("/runs/states")
-    visit.page.route("**/follow/**", lambda route: route.abort())
+    visit.page.route("**/progress/**", lambda route: route.abort())
     expect(visit.page.locator("#new")).to_contain_text("not answering", timeout=20_000)
-    visit.page.unroute("**/follow/**")
+    visit.page.unroute("**/progress/**")
     expect(visit.page.locator("#new")).to_be_hidden(timeout=20_000)
     visit.problems.clear()  # the refused request is an error in the console
     visit.__exit__()

@@ -160,8 +160,8 @@ def _range(family: Family, look: RunLook) -> Sums | None:
     return family.between(min(first, last), max(first, last))
 
 
-@router.get("/follow/{id:path}")
-def follow(store: InStore, request: Request, id: StepId, after: Annotated[int, Query(ge=0)]) -> Response:
+@router.get("/progress/{id:path}")
+def progress(store: InStore, request: Request, id: StepId, after: Annotated[int, Query(ge=0)]) -> Response:
     """Say what has come to a run since a position: `steps` and `pending` are those of now, null where none has."""
     root = store.step(id)
     mine, changed = {id, root.trace_id, root.root_run_id} - {None}, set[str]()

@@ -383,9 +383,14 @@
       const idle = getSelection().isCollapsed && (document.activeElement === document.body || !document.activeElement);
       return idle && length > innerHeight + 200 && scrollY + innerHeight >= length - 8;
     }
+    // Rows that come into view take their real height, which moves the end.
+    function toEnd(frames = 20) {
+      scrollTo(0, document.documentElement.scrollHeight);
+      if (frames) requestAnimationFrame(() => toEnd(frames - 1));
+    }
     async function ask() {
       try {
-        const answer = await fetch(`${run().dataset.follow}?after=${position}`);
+        const answer = await fetch(`${run().dataset.live}?after=${position}`);
         if (!answer.ok) throw new Error(String(answer.status));
         const told = await answer.json();
         if (lost) tell("");
@@ -395,7 +400,7 @@
           const more = told.steps - known;
           if (follows()) {
             await swap(location.href, { push: false, keep: true });
-            scrollTo(0, document.documentElement.scrollHeight);
+            toEnd();
             return;
           }
           tell(more > 0 ? `${more} new ${more === 1 ? "step" : "steps"}` : "Steps have ended: show");
