@@ -279,6 +279,27 @@ def test_without_javascript_lists_filter_page_and_open(browser: Browser, server:
         assert visit.page.locator(".said-by").count() == 40
 
 
+def test_the_next_run_is_that_of_the_list_that_was_looked_at(browser: Browser, server: AppServer) -> None:
+    with Visit(browser, server) as visit:
+        visit.page.goto("/runs?q=thread:talk-1 until:2025-10-09T09:40")
+        shown = ids(visit)
+        assert len(shown) > 5
+        follow(visit, f"[data-id={shown[1]}] .row-link")
+        for key, expected in (("J", shown[2]), ("J", shown[3]), ("K", shown[2]), ("K", shown[1]), ("K", shown[0])):
+            with visit.page.expect_navigation():
+                visit.page.keyboard.press(key)
+            assert visit.page.locator("#run").get_attribute("data-run") == expected
+        expect(visit.page.locator(".beside")).to_contain_text("Newer run: none")
+        visit.page.locator("#rows .link").nth(1).click()
+        expect(visit.page.locator("#rows li").nth(1)).to_have_class(re.compile("selected"))
+        visit.page.keyboard.press("?")
+        expect(visit.page.locator(".legend")).to_contain_text("older and newer run of the list")
+        follow(visit, ".beside a >> nth=0")
+        assert ids(visit) == shown
+        visit.page.goto(f"/runs/{shown[0]}?in=thread:other")
+        assert visit.page.locator(".beside").count() == 0
+
+
 # -- threads
 
 

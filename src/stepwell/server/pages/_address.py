@@ -12,6 +12,7 @@ from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.server.pages._find import MAX_CHARACTERS
 from stepwell.server.pages._page import Links
 from stepwell.server.pages._rows import Row
+from stepwell.store._language import MAX_QUERY_CHARACTERS
 
 __all__ = ["Address", "Looked", "RunLook"]
 
@@ -22,7 +23,9 @@ MAX_FOLDS: Final = 200
 
 
 class RunLook(BaseModel):
-    """The query of a run's page. `from` and `to` are milliseconds after its start; `go` is from `step` to a match."""
+    """The query of a run's page. `from` and `to` are milliseconds after its start; `go` is from `step` to a match;
+    `in` is the query of the list that the run was opened from.
+    """
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -40,6 +43,7 @@ class RunLook(BaseModel):
     since: float | None = Field(default=None, alias="from", ge=0, le=1e15, allow_inf_nan=False)
     until: float | None = Field(default=None, alias="to", ge=0, le=1e15, allow_inf_nan=False)
     plain: bool = False
+    within: str = Field(default="", alias="in", max_length=MAX_QUERY_CHARACTERS)
 
 
 Looked = Annotated[RunLook, Query()]

@@ -16,6 +16,7 @@ from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._families import Families
 from stepwell.server.pages._find import found_in
 from stepwell.server.pages._lane import lane_of, strip_of
+from stepwell.server.pages._neighbours import neighbours_of
 from stepwell.server.pages._outline import PAGE_ROWS, Item, Look, outline
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._panel import panel_of
@@ -77,6 +78,7 @@ def run_page(store: InStore, request: Request, id: StepId, look: Looked) -> Resp
         "position": position,
         "range": _range(family, look),
         "lane": lane_of,
+        "beside": neighbours_of(store, id, look.within),
         "strip": strip_of(family) if look.view == "timeline" else None,
         **panel_context(store, request, family, selected, address, look),
     }

@@ -302,6 +302,7 @@
     if (keys[key]) return keys[key]();
     const link = all("[data-key]").find((each) => each.dataset.key === key);
     if (!link) return undefined;
+    if (!link.dataset.step && !("swap" in link.dataset)) return void location.assign(link.href); // another run
     return link.dataset.step ? select(link.dataset.step, link.href, { focus: true }) : swap(target(link));
   }
 
