@@ -226,7 +226,12 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
 def _runs_chart(store: Store, axis: _Axis, rows: dict[int, Rollup], of: _Measure, asked: dict[str, Any]) -> Chart:
     """Draw the durations of runs: those of messages and tools beside them would say nothing. Without runs, of all."""
     every: Every = "hour" if axis.span_ns == _HOUR_NS else "day"
-    runs = {row.start_ns or 0: row for row in store.rollups(RollupQuery(every=every, **{**asked, "type": "run"}))}
+    runs = {
+        row.start_ns or 0: row
+        for row in store.rollups(
+            RollupQuery(every=every, type="run", since_ns=asked["since_ns"], until_ns=asked["until_ns"])
+        )
+    }
     if not any(row.duration_ns for row in runs.values()):
         return axis.chart("Duration", "speed", rows, of)
     return replace(axis, type="run").chart("Duration of runs", "speed", runs, of)
