@@ -200,6 +200,20 @@ def test_what_is_not_there_is_said_not_to_be(server: AppServer) -> None:
     assert server.client.get("/runs/talk?view=graph").status_code == 422
 
 
+def test_what_a_call_sent_is_drawn_against_its_context_window(server: AppServer) -> None:
+    messages = [{"role": "system", "content": "x" * 30}, {"role": "user", "content": "y" * 10}]
+    generation = viewing.a_call(
+        messages, {"role": "assistant", "content": "z"}, usage={"input_tokens": 200}, context_window_limit=800
+    )
+    inside = {"root": "windowed", "trace": "windowed", "generation": generation}
+    viewing.add(server.store, viewing.a_run("windowed", trace="windowed"))
+    viewing.add(server.store, viewing.a_step("windowed-llm", "llm", 1, 2, "windowed", **inside))
+    text = server.client.get("/findings/windowed").text
+    assert 'x="0" y="0" width="187.5"' in text
+    assert 'x="187.5" y="0" width="62.5"' in text
+    assert "of 800" in text
+
+
 def test_what_is_deleted_is_shown_no_more(server: AppServer) -> None:
     inside = {"root": "gone", "trace": "gone"}
     viewing.add(server.store, viewing.a_run("gone", trace="gone", thread_id="gone-1"))

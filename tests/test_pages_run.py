@@ -103,6 +103,17 @@ class TestReading:
             expect(visit.page.locator(".page-of").first).to_contain_text("Rows 1 to 200 of")
             expect(visit.page.locator(".found")).to_contain_text(re.compile(r"9,5\d\d matches"))
 
+    def test_scrolling_ten_thousand_steps_never_holds_the_page_up(self, browser: Browser, server: AppServer) -> None:
+        watch = "new PerformanceObserver(list => window.held.push(...list.getEntries().map(each => each.duration)))"
+        with Visit(browser, server) as visit:
+            visit.page.goto("/runs/b-run?view=tree&open=b-part-00")
+            visit.page.evaluate(f"window.held = []; {watch}.observe({{type: 'longtask'}})")
+            height = visit.page.evaluate("document.documentElement.scrollHeight")
+            for y in range(0, height, 600):
+                visit.page.evaluate(f"new Promise(done => {{ scrollTo(0, {y}); requestAnimationFrame(done) }})")
+            assert height > 3_000
+            assert [each for each in visit.page.evaluate("window.held") if each > 200] == []
+
     def test_opening_a_step_of_ten_thousand_asks_for_its_panel_alone(self, browser: Browser, server: AppServer) -> None:
         with Visit(browser, server) as visit:
             visit.page.goto("/runs/b-run?open=b-part-00&view=tree&step=b-llm-07-03")

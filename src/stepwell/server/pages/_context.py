@@ -27,7 +27,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A model call: what it sent, what it reported, and the tools it offered and asked for."""
+    """A model call: what it sent and reported, the tools it offered and asked for, and the tokens of its window."""
 
     id: str
     pieces: Sequence[Piece]
@@ -36,6 +36,12 @@ class Sent:
     cost: float | None = None
     offered: Sequence[str] = ()
     called: Sequence[str] = ()
+    window: int | None = None
+
+    @property
+    def fill(self) -> float | None:
+        """How much of the context window the input took, 1 for all of it; None where either is not known."""
+        return min(self.input_tokens / self.window, 1.0) if self.window and self.input_tokens is not None else None
 
 
 @dataclass(slots=True)

@@ -117,6 +117,7 @@ def sent_of(record: StepRecord, row: Row) -> Sent:
         step.cost,
         [tool.name for tool in tools_of(generation.tools)],
         [] if answer is None else [call.name for call in answer.calls],
+        generation.context_window_limit,
     )
 
 
