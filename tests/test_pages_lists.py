@@ -14,7 +14,7 @@ import pytest
 from browsing import Visit, a_browser, needs_chromium
 from playwright.sync_api import Browser, expect
 from served import AppServer
-from viewing import add
+from viewing import add, ten_thousand
 
 from stepwell.server._keys import KeyRing
 
@@ -136,6 +136,24 @@ def test_a_list_pages_both_ways_and_shows_every_run_once(browser: Browser, serve
         follow(visit, "text=Newer")
         assert ids(visit) == first
         assert len(visit.requests) <= 24  # six a page
+
+
+def test_a_run_of_ten_thousand_steps_does_not_slow_the_list(tmp_path: Path) -> None:
+    with AppServer(tmp_path / "small") as small, AppServer(tmp_path / "large") as large:
+        for each in (small, large):
+            for number in range(60):
+                add(each.store, *turn(number))
+        frames = list(ten_thousand())
+        for at in range(0, len(frames), 1000):
+            add(large.store, *frames[at : at + 1000])
+        assert 'data-id="b-run"' in large.client.get("/runs?order=asc").text
+        taken: dict[str, float] = {}
+        for _ in range(20):
+            for each in (small, large):
+                begun = time.perf_counter()
+                assert each.client.get("/runs?order=asc").status_code == 200
+                taken[each.url] = min(taken.get(each.url, 60.0), time.perf_counter() - begun)
+        assert taken[large.url] < taken[small.url] * 1.6  # 1.2 measured: 10 ms and 12 ms
 
 
 def test_messages_outside_of_runs_are_said_to_be_left_out(browser: Browser, server: AppServer) -> None:
