@@ -17,14 +17,13 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
-from stepwell.server.pages._page import Links, page
+from stepwell.server.pages._page import Links, page, path_within
 
 __all__ = ["ANY_ERROR", "ErrorBody", "Problem", "RpcStatus", "explain", "handle_errors"]
 
@@ -128,7 +127,7 @@ def _page_of(told: _Told, scope: Scope) -> Response:
 
 def wants_page(scope: Scope) -> bool:
     """Tell whether it is a browser that asks, for a page."""
-    path = get_route_path(scope)
+    path = path_within(scope)
     return not path.startswith(_FOR_PROGRAMS) and "text/html" in Headers(scope=scope).get("accept", "")
 
 

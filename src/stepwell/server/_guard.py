@@ -19,7 +19,6 @@ from logging import getLogger
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +30,7 @@ from stepwell.server._errors import Problem, explain
 from stepwell.server._keys import ALL_SCOPES, Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
+from stepwell.server.pages._page import path_within
 
 __all__ = ["Guard"]
 
@@ -84,7 +84,7 @@ class Guard:
             self._note(scope, exchange, time.perf_counter() - started)
 
     def _limit_of(self, scope: Scope) -> int | None:
-        method, path = scope["method"], get_route_path(scope)
+        method, path = scope["method"], path_within(scope)
         streamed = any(method == each and path.startswith(prefix) for each, prefix in _STREAMED)
         return None if streamed else self._limits.json_bytes
 
@@ -96,7 +96,7 @@ class Guard:
         if not keys:
             _check_local(scope, headers)
         state = scope.setdefault("state", {})
-        path = get_route_path(scope)
+        path = path_within(scope)
         public = path in _PUBLIC or path.startswith(_FILES)
         state["access"] = None if public else self._access(scope, headers) if keys else _OPEN
 
@@ -193,7 +193,7 @@ def _is_ours(scope: Scope, headers: Headers) -> bool:
     page = headers.get("origin") or headers.get("referer")
     if page is not None:
         return urlsplit(page).netloc.lower() == headers.get("host", "").lower()
-    return reads and not get_route_path(scope).startswith("/v1")
+    return reads and not path_within(scope).startswith("/v1")
 
 
 def _check_local(scope: Scope, headers: Headers) -> None:

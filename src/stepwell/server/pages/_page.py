@@ -16,11 +16,11 @@ from urllib.parse import quote, urlencode
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from starlette._utils import get_route_path
+from starlette.types import Scope
 
 from stepwell._render import duration, size
 
-__all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "render", "static_file"]
+__all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "path_within", "render", "static_file"]
 
 _KINDS: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _POLICY: Final = (
@@ -39,13 +39,20 @@ _FIRST: Final = frozenset(("base.html", "_macros.html", "_message.html", "_panel
 _IN_PATH: Final = "~!$&'()*+,;=:@"
 
 
+def path_within(scope: Scope) -> str:
+    """Return a request's path without the prefix under which a proxy shows the server; some proxies take it away."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    rest = path.removeprefix(prefix)
+    return rest if rest == "" or rest.startswith("/") else path
+
+
 class Links:
     """Builds every link of a page, behind the prefix that the server is reached under."""
 
     def __init__(self, request: Request) -> None:
         self.origin = str(request.base_url).rstrip("/")
         self._prefix = str(request.scope.get("root_path", "")).rstrip("/")
-        self._path = quote(get_route_path(request.scope), safe=f"/{_IN_PATH}")
+        self._path = quote(path_within(request.scope), safe=f"/{_IN_PATH}")
         self._query = request.query_params.multi_items()
 
     def to(self, *path: str, **query: object) -> str:
