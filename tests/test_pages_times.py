@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import viewing
 from browsing import Visit, a_browser, needs_chromium
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from served import AppServer
 
 BLOCKED = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('blocked'); } });"
@@ -46,7 +46,7 @@ def test_times_are_in_utc_in_the_zone_of_the_browser_or_from_the_start(
         choice.select_option("start")
         assert (head.text_content(), exact.text_content()) == ("Oct 9, 08:53", "+2.500 s")
         page.locator("#s-run > .link").click()
-        page.wait_for_function("document.querySelector('#panel .ids time').textContent === '+0.000 s'")
+        expect(page.locator("#panel .ids time").first).to_have_text("+0.000 s", timeout=20_000)
         choice.select_option("local")
         page.goto("/runs")
         here = page.locator("td time").first

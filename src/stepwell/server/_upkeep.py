@@ -80,6 +80,11 @@ class Upkeep:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="stepwell-upkeep", daemon=True)
 
+    @property
+    def is_closing(self) -> bool:
+        """Say whether a job that does one thing after another should stop."""
+        return self._closing
+
     def start(self) -> None:
         """Begin with the first round."""
         self._thread.start()

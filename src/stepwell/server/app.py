@@ -68,11 +68,6 @@ _ROUTERS = (
 )
 
 
-def _compile(_: Place) -> None:
-    """Compile the templates, which all places share; another place finds it done."""
-    compile_templates()
-
-
 def create_app(
     store: Store,
     *,
@@ -89,7 +84,13 @@ def create_app(
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
     ingest = Ingest(limits, metrics)
-    upkeep = Upkeep(places, [Job("templates", math.inf, _compile), *jobs_of(retention or Retention())])
+
+    def compile_pages(_: Place) -> None:  # which all places share: another one finds it done
+        for _name in compile_templates():
+            if upkeep.is_closing:
+                return
+
+    upkeep = Upkeep(places, [Job("templates", math.inf, compile_pages), *jobs_of(retention or Retention())])
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
