@@ -90,7 +90,10 @@ def create_app(
             if upkeep.is_closing:
                 return
 
-    upkeep = Upkeep(places, [Job("templates", math.inf, compile_pages), *jobs_of(retention or Retention())])
+    upkeep = Upkeep(
+        places,
+        [Job("templates", math.inf, compile_pages), *jobs_of(retention or Retention(), records=metrics.records.total)],
+    )
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
