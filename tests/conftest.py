@@ -10,17 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-import coverage
 import pytest
 from hypothesis import settings
 from opentelemetry.context import Context, attach
-
-_measuring = coverage.Coverage.current()
-if _measuring is not None and _measuring._collector is not None:
-    # A child forked while another thread holds the lock of what measures coverage would wait for it for ever. Before
-    # stepwell is imported, whose own handlers then run inside of these.
-    _lock, _unlock = _measuring._collector.lock_data, _measuring._collector.unlock_data
-    os.register_at_fork(before=_lock, after_in_parent=_unlock, after_in_child=_unlock)
 
 for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     # Where the suite runs in the background, or under nohup, its children would inherit that these are ignored.
