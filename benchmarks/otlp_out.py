@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-from overhead import QUESTION, Row, agent_opentelemetry, measure, serve_sink, stepwell_agent
+from overhead import QUESTION, Row, agent_opentelemetry, measure, run_rows, serve_sink, stepwell_agent
 
 RATE = 20_000  # steps a second
 STEPS_A_CALL = 4
@@ -106,17 +104,6 @@ def _drop(_: object) -> None:
     pass
 
 
-def run_rows(steps: int, endpoint: str, rounds: int, names: list[str]) -> dict[str, Row]:
-    """Run every row in processes of its own, in turns, and keep the best of each figure: noise only adds."""
-    rows: dict[str, Row] = {}
-    for name in names * rounds:
-        command = [sys.executable, __file__, "--row", name, "--steps", str(steps), "--endpoint", endpoint]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        best = rows.setdefault(name, found)
-        rows[name] = {figure: min(value, best[figure]) for figure, value in found.items()}
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=40_000)
@@ -135,7 +122,8 @@ def main() -> None:
     try:
         endpoint = f"http://127.0.0.1:{here.recv()}/v1/traces"
         steps, rounds = (800, 1) if options.smoke else (options.steps, options.rounds)
-        rows = run_rows(steps, endpoint, rounds, [name for name in ROWS if not options.only or name in options.only])
+        names = [name for name in ROWS if not options.only or name in options.only]
+        rows = run_rows(names, steps, endpoint, rounds, program=__file__)
     finally:
         server.terminate()
     for name, row in rows.items():

@@ -487,11 +487,11 @@ RATIOS = [
 ]
 
 
-def run_rows(names: list[str], steps: int, endpoint: str, rounds: int) -> dict[str, Row]:
+def run_rows(names: list[str], steps: int, endpoint: str, rounds: int, program: str = __file__) -> dict[str, Row]:
     """Run every row in processes of its own, in turns, and keep the best of each figure: noise only adds."""
     rows: dict[str, Row] = {}
     for name in names * rounds:
-        command = [sys.executable, __file__, "--row", name, "--steps", str(steps), "--endpoint", endpoint]
+        command = [sys.executable, program, "--row", name, "--steps", str(steps), "--endpoint", endpoint]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         best = rows.setdefault(name, found)
         rows[name] = {figure: min(value, best[figure]) for figure, value in found.items()}

@@ -26,6 +26,7 @@ from stepwell.blobs import BlobStore
 from stepwell.server._places import Place, Places
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
 from stepwell.store import open_store
+from stepwell.store.sqlite import SqliteStore
 
 DAY_NS = 24 * 3600 * 1_000_000_000
 
@@ -303,6 +304,27 @@ def test_retention_is_by_the_time_of_day(home: Path) -> None:
     blobs.run(place)
     assert blobs_of(home) == {b"new-run"}
     store.close()
+
+
+def test_what_is_derived_gives_way_in_every_place_while_records_come(tmp_path: Path) -> None:
+    given: list[float] = []
+
+    class Watched(SqliteStore):
+        def catch_up(self, deadline_s: float = 10.0) -> bool:
+            given.append(deadline_s)
+            return super().catch_up(deadline_s)
+
+    stores = [Watched(tmp_path / f"{number}.db") for number in range(2)]
+    places = [Place(store, BlobStore(tmp_path / "blobs")) for store in stores]
+    records = 0
+    *_, derived = jobs_of(Retention(), records=lambda: records)
+    for came in (0, 5_000, 0):
+        records += came
+        for place in places:
+            derived.run(place)
+    assert given == [2.0, 2.0, 0.05, 0.05, 2.0, 2.0]
+    for store in stores:
+        store.close()
 
 
 def test_a_server_keeps_what_it_was_told_to(home: Path) -> None:

@@ -52,7 +52,7 @@ def jobs_of(
     retention: Retention, clock: Callable[[], int] = time.time_ns, records: Callable[[], int] = lambda: 0
 ) -> list[Job]:
     """Return what a server does; `clock` tells the time of day in nanoseconds, `records` how many have come."""
-    known = records()
+    known: dict[Place, int] = {}
 
     def expire(place: Place) -> None:
         before_ns = None if retention.keep_ns is None else max(clock() - retention.keep_ns, 0)
@@ -62,8 +62,8 @@ def jobs_of(
         remove_unused(place.store, place.blobs)
 
     def derive(place: Place) -> None:
-        nonlocal known
-        came, known = records() - known, records()
+        before, known[place] = known.get(place, 0), records()
+        came = known[place] - before
         place.store.catch_up(_BUSY_TURN_S if came > _BUSY_RECORDS else _TURN_S)
 
     return [

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from threading import Lock
 from typing import Any, Final
 
-from stepwell.store._write import LAST_POSITION
+from stepwell.store._schema import LAST_POSITION
 
 __all__ = ["RunSums"]
 

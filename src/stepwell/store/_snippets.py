@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from msgspec import UNSET, DecodeError, Raw, UnsetType, json
+from msgspec import UNSET
 
 from stepwell.model import StepRecord
-from stepwell.store._texts import terms_of, words_of
+from stepwell.store._texts import decoded, terms_of, words_of
 
 __all__ = ["snippet_of"]
 
@@ -42,12 +42,7 @@ def _texts(step: StepRecord) -> Iterator[str]:
     if step.error is not None:
         yield from filter(None, (step.error.type, step.error.message))
     for payload in (step.output, step.input, step.generation):
-        yield from words_of(_decoded(payload))
-    yield from words_of(_decoded(step.metadata), keys=True)
-
-
-def _decoded(payload: Raw | UnsetType) -> object:
-    try:
-        return None if payload is UNSET else json.decode(payload)
-    except (DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        if payload is not UNSET:
+            yield from words_of(decoded(payload))
+    if step.metadata is not UNSET:
+        yield from words_of(decoded(step.metadata), keys=True)

@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, cast
 
-from msgspec import DecodeError, json
+from msgspec import DecodeError, Raw, json
 
 from stepwell.errors import UsageError
 
-__all__ = ["match_of", "terms_of", "text_of", "words_of"]
+__all__ = ["decoded", "match_of", "terms_of", "text_of", "words_of"]
 
 MAX_TEXT_CHARACTERS: Final = 262_144  # of a step
 MAX_QUERY_CHARACTERS: Final = 1_000
@@ -45,16 +45,17 @@ def _strings(fields: Iterable[str | None], payloads: dict[str, str | None], mess
     for column, text in payloads.items():
         if text is None:
             continue
-        value = _decoded(text)
+        value = decoded(text)
         if column == "generation" and isinstance(value, dict):
             generation = cast("dict[str, Any]", value)
             value = [generation[name] for name in _GENERATED if name in generation]
         yield from words_of(value, keys=column == "metadata")
     for text in messages:
-        yield from words_of(_decoded(text))
+        yield from words_of(decoded(text))
 
 
-def _decoded(text: str) -> object:
+def decoded(text: str | Raw) -> object:
+    """Decode a payload; what is no JSON is returned as it is."""
     try:
         return json.decode(text)
     except (DecodeError, UnicodeDecodeError, RecursionError):

@@ -72,7 +72,7 @@ from stepwell.store._statements import (
 )
 from stepwell.store._visits import TOUCH_THREAD, Visit
 
-__all__ = ["LAST_POSITION", "Intake"]
+__all__ = ["Intake"]
 
 _SELECT_STEP: Final = f"SELECT s.number, {RECORD_SQL} FROM steps s LEFT JOIN payload p USING (number) WHERE s.id = ?"
 _SELECT_THREAD: Final = f"SELECT {', '.join(THREAD_COLUMNS)} FROM threads WHERE id = ?"

@@ -62,10 +62,11 @@ from stepwell.store._rows import (
     unpack_id,
 )
 from stepwell.store._run_sums import RunSums
+from stepwell.store._schema import LAST_POSITION
 from stepwell.store._search import among, index_more, select_found
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
-from stepwell.store._write import LAST_POSITION, Intake
+from stepwell.store._write import Intake
 
 __all__ = ["SqliteStore"]
 

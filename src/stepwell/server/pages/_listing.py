@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, cast
 
 from fastapi import Query
 
+from stepwell.model import MESSAGE_TYPES, StepType
 from stepwell.store import Facets, Order, Page, StepFilter
 from stepwell.store._language import MAX_QUERY_CHARACTERS, QueryError, parse_query, split_terms, value_text
 
@@ -40,7 +41,7 @@ Sorted = Annotated[Literal["desc", "asc"], Query()]
 Back = Annotated[bool, Query()]
 
 _SEVERAL: Final = frozenset(("tag", "metadata", "tokens", "cost", "duration", "score"))
-MESSAGES: Final = StepFilter(type=("user_message", "assistant_message", "system_message"))
+MESSAGES: Final = StepFilter(type=cast("tuple[StepType, ...]", tuple(sorted(MESSAGE_TYPES))))
 _FACET_KEYS: Final = {"environment": "env"}
 _FACET_TITLES: Final = (
     *(("status", "Status"), ("type", "Type"), ("model", "Model"), ("user", "User"), ("tag", "Tag")),

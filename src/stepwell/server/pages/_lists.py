@@ -24,7 +24,7 @@ from stepwell.server.pages._listing import (
 )
 from stepwell.server.pages._page import page
 from stepwell.server.pages._views import read_views
-from stepwell.store import Order
+from stepwell.store import Order, StepFilter, Store
 from stepwell.store._conditions import thread_filter
 
 __all__ = ["router"]
@@ -52,13 +52,7 @@ def runs(  # noqa: PLR0917 (FastAPI passes them by name)
     named = found.filter.type is not None or any(other.type for other in found.filter.none_of)
     filter = top_filter(found.filter, None if messages or named else MESSAGES)
     listed = None if found.error else list_page(store.runs, cursor, order, back=back, filter=filter)
-    facets = None if listed is None else store.facets(filter)
-    extra = {
-        "facets": facets,
-        "groups": [] if facets is None else facets_of(facets, found.text),
-        "messages": messages,
-        "named": named,
-    }
+    extra = {**_faceted(store, None if found.error else filter, found), "messages": messages, "named": named}
     return _answer(request, place, "runs", found, listed, order, **extra)
 
 
@@ -74,8 +68,7 @@ def steps(  # noqa: PLR0917 (FastAPI passes them by name)
     """List steps of all kinds, the newest first."""
     found, store = read_query(q), place.store
     listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
-    facets = None if listed is None else store.facets(found.filter)
-    extra = {"facets": facets, "groups": [] if facets is None else facets_of(facets, found.text)}
+    extra = _faceted(store, None if found.error else found.filter, found)
     return _answer(request, place, "steps", found, listed, order, **extra)
 
 
@@ -97,7 +90,13 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
             found = Found(found.text, found.filter, str(error))
         else:
             listed = list_page(place.store.threads, cursor, order, back=back, filter=filter)
-    return _answer(request, place, "threads", found, listed, order, facets=None, groups=[])
+    return _answer(request, place, "threads", found, listed, order, **_faceted(place.store, None, found))
+
+
+def _faceted(store: Store, filter: StepFilter | None, found: Found) -> dict[str, Any]:
+    """Return what the template needs to narrow a list of steps; None is a list that has nothing to be narrowed by."""
+    facets = None if filter is None else store.facets(filter)
+    return {"facets": facets, "groups": [] if facets is None else facets_of(facets, found.text)}
 
 
 def _answer(  # noqa: PLR0917 (what the three lists have found)

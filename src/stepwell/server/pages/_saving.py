@@ -27,6 +27,7 @@ from stepwell.server.pages._page import render, static_file
 from stepwell.server.pages._panel import panel_of
 from stepwell.server.pages._rows import Family
 from stepwell.server.pages._runs import StepId, families_of
+from stepwell.server.pages._sharing import as_file
 from stepwell.server.pages._show import Show
 
 __all__ = ["router", "saved_page"]
@@ -44,13 +45,7 @@ router = APIRouter(include_in_schema=False)
 def save(place: InPlace, request: Request, id: StepId) -> Response:
     """Send a run as one HTML file."""
     family = families_of(request).of(place.store, id)
-    headers = {
-        "Content-Disposition": 'attachment; filename="run.html"',
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "no-store",
-    }
-    return Response(saved_page(place, family), media_type="text/html; charset=utf-8", headers=headers)
+    return Response(saved_page(place, family), media_type="text/html; charset=utf-8", headers=as_file("html"))
 
 
 def saved_page(place: Place, family: Family, *, max_steps: int = MAX_STEPS) -> bytes:

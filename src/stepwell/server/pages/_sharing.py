@@ -23,7 +23,7 @@ from stepwell.server.pages._rows import Family, Row
 from stepwell.server.pages._runs import StepId, families_of
 from stepwell.store import Store
 
-__all__ = ["lines_of_run", "markdown_of", "router"]
+__all__ = ["as_file", "lines_of_run", "markdown_of", "router"]
 
 MAX_TEXT: Final = 20_000
 _BATCH: Final = 100
@@ -38,13 +38,14 @@ def export(store: InStore, request: Request, form: Literal["md", "jsonl"], id: S
     family = families_of(request).of(store, id)
     if form == "jsonl":
         return StreamingResponse(
-            lines_of_run(store, family), media_type="application/x-ndjson", headers=_named("jsonl")
+            lines_of_run(store, family), media_type="application/x-ndjson", headers=as_file("jsonl")
         )
     text = (part.encode("utf-8", "replace") for part in markdown_of(store, family))
-    return StreamingResponse(text, media_type="text/markdown; charset=utf-8", headers=_named("md"))
+    return StreamingResponse(text, media_type="text/markdown; charset=utf-8", headers=as_file("md"))
 
 
-def _named(ending: str) -> dict[str, str]:
+def as_file(ending: str) -> dict[str, str]:
+    """Return the headers of a run that is sent as a file, which no browser opens as a page of ours."""
     return {
         "Content-Disposition": f'attachment; filename="run.{ending}"',
         "Content-Security-Policy": "sandbox; default-src 'none'",
