@@ -24,7 +24,8 @@ def coverage_init(registry: object, options: dict[str, Any]) -> None:
     def reset(self: Any) -> None:
         make(self)
         if self.data_lock is not None:
-            self.data_lock = threading.RLock()
+            lock = self.data_lock = threading.RLock()
+            self.lock_data, self.unlock_data = lock.acquire, lock.release  # what the tracers call: no Python code
 
     Collector.reset = reset  # type: ignore[method-assign]
     held: dict[int, list[Any]] = {}  # by thread: several may fork at once
