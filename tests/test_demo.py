@@ -140,7 +140,7 @@ def test_the_command_draws_both_threads_and_its_hints_work(
     assert lines[0].startswith("thread  demo-statistics  Readings of a day  user ada  #demo  (18 steps, ")
     assert "✗ failed AttributeError: module 'statistics' has no attribute 'medain'" in "\n".join(lines)
     hints = [line.split()[1:] for line in lines if line.startswith("  stepwell ")]
-    assert [hint[0] for hint in hints] == ["ls", "show", "show", "export"]
+    assert [hint[0] for hint in hints] == ["ls", "show", "show", "export", "serve"]
     for hint in hints[:3]:
         assert cli.run(hint) == 0
 

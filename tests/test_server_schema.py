@@ -74,7 +74,7 @@ def _examine(server: AppServer, headers: dict[str, str]) -> None:
 
             @given(case=operation.as_strategy(generation_mode=mode))
             @settings(
-                max_examples=15,
+                max_examples=8,
                 phases=(Phase.explicit, Phase.generate),
                 suppress_health_check=list(HealthCheck),
                 derandomize=True,

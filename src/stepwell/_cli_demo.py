@@ -46,3 +46,4 @@ def _next_steps(store: Store, source: Source, out: Output) -> None:
     out.text(f"  stepwell show {run[0].id}{suffix}")
     out.text(f"  stepwell show {failed[0].id}{suffix}")
     out.text(f"  stepwell export{suffix} > records.jsonl")
+    out.text(f"  stepwell serve{suffix}  # the same in a browser, with: pip install 'stepwell[server]'")
