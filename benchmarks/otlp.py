@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 from msgspec import json
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-from server import chunks, cpu_s, make_steps, rss_mb
+from server import chunks, cpu_s, make_steps, rss_mb, serve
 
 from stepwell.model import StepRecord, decode_record
 from stepwell.otel.semconv import CONVENTIONS, Convention, Span, span_of
@@ -129,15 +128,7 @@ def load(port: int, spans: int, batch: int, clients: int, form: str) -> None:
 
 def measure(spans: int, batch: int, clients: int, form: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "stepwell", "serve", "--home", folder, "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert server.stdout is not None
-        try:
-            port = server.stdout.readline().strip().rpartition(":")[2]
+        with serve(folder) as (server, port):
             before = cpu_s(server.pid)
             options = [f"--spans={spans}", f"--batch={batch}", f"--clients={clients}", f"--form={form}"]
             done = subprocess.run(
@@ -145,10 +136,6 @@ def measure(spans: int, batch: int, clients: int, form: str) -> None:
             )
             told = json.decode(done.stdout)
             cpu, peak = cpu_s(server.pid) - before, rss_mb(server.pid, "VmHWM")
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
-            server.stdout.close()
         store = open_store(f"sqlite:{folder}/steps.db", read_only=True)
         held = store.stats().steps
         store.close()

@@ -17,7 +17,6 @@ import http.client
 import itertools
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import json
-from server import WORDS, rss_mb
+from server import WORDS, rss_mb, serve
 
 from stepwell import Client
 from stepwell.store import StepFilter, Store, ThreadFilter, open_store
@@ -189,6 +188,21 @@ def requests_of(made: Made) -> dict[str, Callable[[int], str]]:
         "threads of an environment": of("/v1/threads?environment=prod"),
         "threads with a tag": of("/v1/threads?tag=web"),
         "no threads with a tag": of("/v1/threads?tag=none"),
+        "page: runs": of("/"),
+        "page: failed runs": of("/?q=status:failed"),
+        "page: runs with a word": of("/?q=monsoon"),
+        "page: steps": of("/steps"),
+        "page: steps of a model": of("/steps?q=model:gpt-4o"),
+        "page: threads": of("/threads"),
+        "page: dashboard": of("/dashboard"),
+        "page: a run": lambda n: f"/runs/{roots[n]}",
+        "page: a run as a tree": lambda n: f"/runs/{roots[n]}?view=tree",
+        "page: the fat run": lambda _: f"/runs/{made.id(made.size - made.size // 50)}",
+        "page: a step": lambda n: f"/steps/{made.id(chats[n])}",
+        "page: a thread": lambda n: f"/threads/{made.thread_id(places[n])}",
+        "page: the fat thread": of("/threads/thread-fat"),
+        "page: findings of a run": lambda n: f"/findings/{roots[n]}",
+        "page: two runs": lambda n: f"/compare?a={roots[n]}&b={roots[n + 1]}",
     }
 
 
@@ -245,17 +259,6 @@ class Times(list[float]):
         return sorted(self)[min(len(self) - 1, int(len(self) * share))]
 
 
-def serve(folder: Path) -> tuple[subprocess.Popen[str], int]:
-    server = subprocess.Popen(
-        [sys.executable, "-m", "stepwell", "serve", "--home", str(folder), "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert server.stdout is not None
-    return server, int(server.stdout.readline().strip().rpartition(":")[2])
-
-
 def ask(port: int, path_of: Callable[[int], str], rounds: int, seconds: float = 4.0) -> Times:
     """Ask again and again, for this long at most."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -304,17 +307,13 @@ def timed(call: Callable[[], object], rounds: int, seconds: float = 2.0) -> Time
 
 def read(folder: Path, made: Made, rounds: int, only: str) -> tuple[dict[str, Times], float]:
     """Return the times of each row, and the most memory that the server had, in MB."""
-    server, port = serve(folder)
-    try:
+    with serve(folder) as (server, port):
         rows = {name: path for name, path in requests_of(made).items() if only in name}
         found = {name: ask(port, path_of, rounds) for name, path_of in rows.items()}
         peak = rss_mb(server.pid, "VmHWM")
         for target in (f"http://127.0.0.1:{port}", f"sqlite:{folder}/steps.db"):
             if only in ("", "client"):
                 found |= read_by_client(target, made, min(rounds, 100))
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
     if not only:
         found |= read_directly(folder, min(rounds, 100))
     return found, peak
@@ -324,30 +323,29 @@ def read_beside(folder: Path, made: Made, rounds: int) -> tuple[dict[str, Times]
     """Return likewise while steps come in, with how many of them did a second; the store is a copy."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as copy:
         shutil.copy(folder / "steps.db", copy)
-        server, port = serve(Path(copy))
         beside = Path(__file__).with_name("server.py")
         steps = 300_000 if rounds > 50 else 2_000
-        options = ["--until-told", f"--steps={steps}", "--batch=500", "--clients=1"]
-        command = [sys.executable, str(beside), f"--load={port}", *options]
-        load = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        try:
-            assert load.stdin is not None
-            assert load.stdout is not None
-            load.stdout.readline()  # it has made its steps
-            load.stdin.write("\n")
-            load.stdin.flush()
-            wanted = ("newest 50 steps", "newest 50 threads", "a step", "a thread", "its steps", "a run's steps")
-            rows = requests_of(made)
-            found = {name: ask(port, rows[name], rounds, seconds=1.5) for name in wanted}
-            load.stdin.write("\n")
-            load.stdin.flush()
-            told = json.decode(load.communicate()[0])
-            peak = rss_mb(server.pid, "VmHWM")
-        finally:
-            load.kill()
-            load.wait()
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
+        with serve(copy) as (server, port):
+            options = [f"--load={port}", "--until-told", f"--steps={steps}", "--batch=500", "--clients=1"]
+            load = subprocess.Popen(
+                [sys.executable, str(beside), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            try:
+                assert load.stdin is not None
+                assert load.stdout is not None
+                load.stdout.readline()  # it has made its steps
+                load.stdin.write("\n")
+                load.stdin.flush()
+                wanted = ("newest 50 steps", "newest 50 threads", "a step", "a thread", "its steps", "a run's steps")
+                rows = requests_of(made)
+                found = {name: ask(port, rows[name], rounds, seconds=1.5) for name in wanted}
+                load.stdin.write("\n")
+                load.stdin.flush()
+                told = json.decode(load.communicate()[0])
+                peak = rss_mb(server.pid, "VmHWM")
+            finally:
+                load.kill()
+                load.wait()
     return found, peak, told["accepted"] / told["seconds"]
 
 

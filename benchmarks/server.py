@@ -21,7 +21,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import json
@@ -160,18 +161,31 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@contextmanager
+def serve(folder: str | Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Start `stepwell serve` over a folder, and end it; give its process and its port when it is ready.
+
+    pydantic's plug-ins are left out: those of other packages in the environment of development are not the server's.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "stepwell", "serve", "--home", str(folder), "--port", "0"],
+        env={**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        try:
+            yield server, int(server.stdout.readline().strip().rpartition(":")[2])
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+
+
 def measure(steps: int, batch: int, clients: int, encoding: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        server = subprocess.Popen(
-            [sys.executable, "-m", "stepwell", "serve", "--home", folder, "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            assert server.stdout is not None
-            port = server.stdout.readline().strip().rpartition(":")[2]
+        with serve(folder) as (server, port):
             ready = time.perf_counter() - started
             before = cpu_s(server.pid)
             options = [f"--steps={steps}", f"--batch={batch}", f"--clients={clients}", f"--encoding={encoding}"]
@@ -180,9 +194,6 @@ def measure(steps: int, batch: int, clients: int, encoding: str) -> None:
             )
             told = json.decode(done.stdout)
             cpu, peak = cpu_s(server.pid) - before, rss_mb(server.pid, "VmHWM")
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(60)
         store = open_store(f"sqlite:{folder}/steps.db", read_only=True)
         held = store.stats().steps
         store.close()
