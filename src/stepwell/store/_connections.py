@@ -34,6 +34,7 @@ __all__ = ["Connections"]
 T = TypeVar("T")
 
 WAL_LIMIT_BYTES: Final = 64 << 20
+_FOLD_PAGES: Final = 4096  # 16 MB of log before it is folded into the file, which waits for the disk; SQLite's own is 4
 _REST_S: Final = 0.005  # locks are not fair: who asks again at once gets them again
 _FORK_WAIT_S: Final = 5.0
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
@@ -241,6 +242,7 @@ class Connections:
         db.execute("PRAGMA page_size = 4096")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {_FOLD_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {self._wal_limit_bytes}")
         db.execute("PRAGMA cache_size = -16384")
         if version == SCHEMA_VERSION:
