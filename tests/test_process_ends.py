@@ -818,7 +818,7 @@ def test_where_no_memory_is_to_be_had_nothing_of_ours_is_raised_and_all_is_deliv
             while True:
                 held.append(bytearray(1 << 20))
         except MemoryError:
-            held.pop()
+            del held[-4:]  # less, and the JSON encoder may end the process
         for number in range(300):
             record(f"starved {number}")
         held.clear()
