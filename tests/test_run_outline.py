@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import viewing
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from stepwell.model import Generation
 from stepwell.server.pages._calls import Answer, compare, pair
@@ -20,12 +20,12 @@ from stepwell.server.pages._find import found_in
 from stepwell.server.pages._json import Budget, json_html
 from stepwell.server.pages._markdown import is_markdown, markdown_html
 from stepwell.server.pages._origins import Text, origins
-from stepwell.server.pages._outcomes import Act, findings, repeats, soft_failure
 from stepwell.server.pages._outline import Item, Look, outline
 from stepwell.server.pages._page import cost
 from stepwell.server.pages._request import snippet_of
 from stepwell.server.pages._rows import Family, family_of
 from stepwell.store import Store, open_store
+from stepwell.store._outcomes import Act, findings, repeats, soft_failure
 
 AIRLINE = Path(__file__).resolve().parents[2] / "shared" / "data" / "airline_agent.jsonl"
 needs_airline = pytest.mark.skipif(not AIRLINE.is_file(), reason=f"the conversations are not here: {AIRLINE}")
@@ -311,10 +311,26 @@ class TestFindings:
             ("fine", None),
             (0, None),
             (False, None),
+            (UNSET, None),
         ],
     )
     def test_a_result_tells_of_an_error_or_of_nothing(self, result: Any, expected: Any) -> None:
         assert soft_failure(result) == expected
+
+    def test_what_was_called_meanwhile_is_no_reaction(self) -> None:
+        acts = [
+            Act("a", "look", {"n": 1}, "Error: no", start_ns=0, end_ns=10),
+            Act("b", "look", {"n": 1}, [], start_ns=1, end_ns=5),
+            Act("c", "find", {}, "", start_ns=2, end_ns=9),
+            Act("d", "look", {"n": 1}, "seen", start_ns=10, end_ns=12),
+            Act("e", "look", {"n": 2}, "Error: not any more", start_ns=13, end_ns=14),
+        ]
+        assert [(each.act.id, each.kind, each.reaction, each.next_id) for each in findings(acts)] == [
+            ("a", "error", "same_call", "d"),
+            ("b", "empty", "same_call", "d"),
+            ("c", "empty", "other_tool", "d"),
+            ("e", "error", "none", None),
+        ]
 
     @needs_airline
     def test_the_airline_conversations_have_54_errors_91_empty_results_and_25_repeats(self) -> None:
@@ -326,7 +342,7 @@ class TestFindings:
             again += len(list(repeats(acts)))
         assert kinds == {"error": 54, "empty": 91}
         assert reactions == {
-            "another tool": 24, "answered in text": 23, "same tool, other arguments": 6, "nothing more": 1,
+            "other_tool": 24, "answered": 23, "other_arguments": 6, "none": 1,
         }  # fmt: skip
         assert again == 25
 
@@ -391,9 +407,9 @@ def acts_of_conversation(line: str, *, as_written: bool = False) -> list[Act]:
         if message["role"] == "assistant":
             calls |= {each["id"]: each["function"] for each in message.get("tool_calls") or ()}
             if not message.get("tool_calls"):
-                acts.append(Act(str(place), "said"))
+                acts.append(Act(str(place)))
         elif message["role"] == "tool":
             made = calls[message["tool_call_id"]]
             arguments = made["arguments"] if as_written else json.loads(made["arguments"])
-            acts.append(Act(str(place), "tool", made["name"], arguments, message["content"]))
+            acts.append(Act(str(place), made["name"], arguments, message["content"]))
     return acts

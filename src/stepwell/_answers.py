@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET, Struct, structs
 
@@ -17,6 +18,7 @@ from stepwell.store._snippets import snippet_of
 __all__ = [
     "Hit",
     "Place",
+    "caught_up_for",
     "keep_score",
     "page_of",
     "remove_run",
@@ -27,11 +29,28 @@ __all__ = [
 ]
 
 
+_DERIVING_S: Final = 30.0  # of what a store has that was never looked at
+
+
 class Place(NamedTuple):
     """Where the data of a home, or of one of its projects, is."""
 
     store: Store
     blobs: BlobStore
+
+
+def caught_up_for(store: Store, filter: StepFilter | None, *, text: bool = True) -> Store:
+    """Return the store, after bringing up to date what is derived of it where that is asked for and it may be written.
+
+    A server does so all the time. `text` says that words, of which the newest are found at any rate, are reason enough.
+    """
+    for each in () if filter is None else (filter, *filter.none_of):
+        derived = (each.has_soft_error, each.soft_error, each.reaction, each.text if text else None)
+        if any(value is not None for value in derived):
+            with suppress(StoreError):
+                store.catch_up(_DERIVING_S)
+            break
+    return store
 
 
 def page_of(page: Page[Any]) -> dict[str, object]:

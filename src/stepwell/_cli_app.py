@@ -210,7 +210,8 @@ def export_(
     store: StoreUrl = None,
 ) -> None:
     """Write records as JSON lines: all, or the steps that the filters keep and their threads, or one run."""
-    from stepwell._cli_list import filter_of, index_for
+    from stepwell._answers import caught_up_for
+    from stepwell._cli_list import filter_of
     from stepwell._cli_move import export_records
 
     filters = _given(
@@ -241,7 +242,7 @@ def export_(
         raise UsageError(f"--{'html' if html else 'markdown'} is of one run: stepwell export RUN")
     kept = filter_of(filters) if filters else None
     with find_source(home, store).reading() as opened:
-        index_for(opened, kept)
+        caught_up_for(opened, kept)
         export_records(opened, kept, output, Output(as_json=True))
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json as standard_json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, json, structs, to_builtins
 
+from stepwell._answers import caught_up_for
 from stepwell._cli_output import Output, moment
 from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, readable, table, tree
 from stepwell._vocabulary import StepType
-from stepwell.errors import StoreError, UsageError
+from stepwell.errors import UsageError
 from stepwell.model import (
     MESSAGE_TYPES,
     STATUSES,
@@ -29,13 +29,12 @@ from stepwell.model import (
 from stepwell.store import Page, RunRow, StepFilter, StepRow, Store, ThreadRow
 from stepwell.store._conditions import thread_filter, with_query
 
-__all__ = ["LISTS", "filter_of", "index_for", "list_rows", "show", "since_ns"]
+__all__ = ["LISTS", "filter_of", "list_rows", "show", "since_ns"]
 
 Row = TypeVar("Row", StepRow, RunRow, ThreadRow)
 
 LISTS: Final = ("runs", "steps", "threads")
 DETAILED_STEPS: Final = 2000  # of a tree; beyond that, messages and errors of the rest are not read
-_INDEXING_S: Final = 30.0  # of what a store has that was never searched; the newest steps are found at any rate
 _AT_ONCE: Final = 100  # steps read whole: what a page of them takes in memory
 _LATEST_NS: Final = (1 << 63) - 1  # what a store can hold; the year 2262
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -76,13 +75,6 @@ def filter_of(options: Mapping[str, Any]) -> StepFilter:
     return with_query(filter, options.get("query"))
 
 
-def index_for(store: Store, filter: StepFilter | None) -> None:
-    """Bring the index of words up to date where they are looked for and the store may be written."""
-    if filter is not None and any(each.text is not None for each in (filter, *filter.none_of)):
-        with suppress(StoreError):
-            store.catch_up(_INDEXING_S)
-
-
 def list_rows(store: Store, what: str, options: Mapping[str, Any], page: Mapping[str, Any], out: Output) -> None:
     """Print one page of runs, steps or threads."""
     if what == "threads":
@@ -92,7 +84,7 @@ def list_rows(store: Store, what: str, options: Mapping[str, Any], page: Mapping
         _print_page(store.threads(thread_filter(filter_of(options)), **page), _THREAD_COLUMNS, 1, out)
         return
     filter = filter_of(options)
-    index_for(store, filter)
+    caught_up_for(store, filter)
     if what == "runs":
         if filter.type is None:  # a message of a thread has no parent either
             filter = replace(filter, type=cast("Sequence[StepType]", sorted(STEP_TYPES - MESSAGE_TYPES)))
@@ -118,6 +110,8 @@ def _took(row: StepRow) -> str:
 
 
 def _status(row: StepRow) -> str:
+    if row.soft_error is not None:
+        return f"{row.status or ''} ({row.soft_error} result)".lstrip()
     return f"{row.status} {row.error_type}" if row.status == "failed" and row.error_type else row.status or ""
 
 

@@ -19,10 +19,12 @@ from stepwell.store import (
     Dimension,
     Every,
     Feedback,
+    Reaction,
     RollupQuery,
     Scalar,
     ScoreFilter,
     ScoreQuery,
+    SoftError,
     StepFilter,
     ThreadFilter,
 )
@@ -82,6 +84,9 @@ class StepFilters(TypedDict, total=False):
     has_error: bool | None
     feedback: Feedback | None
     has_feedback: bool | None
+    has_soft_error: bool | None
+    soft_error: SoftError | None
+    reaction: Reaction | None
     score: ScoreFilter | None
     metadata: Mapping[str, Scalar] | None
     since: Time | None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, computed_field
 
 from stepwell._vocabulary import ScoreType, Status, StepType
 from stepwell.model import StepRecord
+from stepwell.store import Reaction, SoftError
 
 __all__ = [
     "Added",
@@ -96,7 +97,8 @@ class Step(_Timed):
     """A step as lists show it: everything but its payloads.
 
     `error_message` is the first 200 characters. `cost` is in whatever currency it was recorded in. `feedback` is the
-    label of the latest score named `feedback`.
+    label of the latest score named `feedback`. `soft_error` says that a tool's result tells of an error, or is empty,
+    though the step is a success; `reaction` is what came next.
     """
 
     id: str
@@ -129,6 +131,8 @@ class Step(_Timed):
     ttft_ns: int | None = None
     request_id: str | None = None
     feedback: Literal["positive", "negative"] | None = None
+    soft_error: SoftError | None = None
+    reaction: Reaction | None = None
 
 
 class Hit(_Model):

@@ -17,7 +17,16 @@ from msgspec import DecodeError, Struct, json, structs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from stepwell import model as wire
-from stepwell._answers import Place, keep_score, page_of, remove_run, remove_thread, remove_user, thread_in_detail
+from stepwell._answers import (
+    Place,
+    caught_up_for,
+    keep_score,
+    page_of,
+    remove_run,
+    remove_thread,
+    remove_user,
+    thread_in_detail,
+)
 from stepwell._answers import search as search_in
 from stepwell._checks import checked_choice, checked_id, checked_tags, shown
 from stepwell.client._filters import (
@@ -216,7 +225,7 @@ def steps(given: StepFilters, limit: int, order: Order) -> Paging[Step]:
     return _listing(
         "/v1/records/steps",
         query,
-        lambda store, at: store.steps(filter, **at),
+        lambda store, at: caught_up_for(store, filter, text=False).steps(filter, **at),
         _step_page,
         limit=limit,
         order=order,
@@ -229,7 +238,7 @@ def runs(given: StepFilters, limit: int, order: Order) -> Paging[Run]:
     return _listing(
         "/v1/records/runs",
         query,
-        lambda store, at: store.runs(filter, **at),
+        lambda store, at: caught_up_for(store, filter, text=False).runs(filter, **at),
         _run_page,
         limit=limit,
         order=order,
@@ -242,7 +251,7 @@ def search(text: str, given: StepFilters, limit: int, order: Order) -> Paging[Hi
     return _listing(
         "/v1/search",
         query,
-        lambda store, at: search_in(store, filter, at),
+        lambda store, at: search_in(caught_up_for(store, filter, text=False), filter, at),
         _hit_page,
         limit=limit,
         order=order,

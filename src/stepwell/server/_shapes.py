@@ -19,12 +19,14 @@ from stepwell.store import (
     Every,
     Feedback,
     Order,
+    Reaction,
     Rollup,
     RollupQuery,
     RunRow,
     Scalar,
     ScoreFilter,
     ScoreQuery,
+    SoftError,
     StepFilter,
     StepRow,
     ThreadFilter,
@@ -191,6 +193,9 @@ class StepQuery(BaseModel):
     has_error: bool | None = None
     feedback: Feedback | None = None
     has_feedback: bool | None = None
+    has_soft_error: bool | None = Field(default=None, description="A success of which the result tells otherwise.")
+    soft_error: SoftError | None = None
+    reaction: Reaction | None = Field(default=None, description="What came after a soft error.")
     score: str | None = Field(default=None, description="A score of this name; the other `score_` conditions need it.")
     score_min: _Number = None
     score_max: _Number = None

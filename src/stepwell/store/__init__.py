@@ -26,7 +26,16 @@ from msgspec import Struct
 
 from stepwell.errors import UsageError
 from stepwell.model import Score, Status, StepRecord, StepType, ThreadRecord
-from stepwell.store._filters import Feedback, Scalar, ScoreFilter, ScoreQuery, StepFilter, ThreadFilter
+from stepwell.store._filters import (
+    Feedback,
+    Reaction,
+    Scalar,
+    ScoreFilter,
+    ScoreQuery,
+    SoftError,
+    StepFilter,
+    ThreadFilter,
+)
 from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Facets, Rollup, RollupQuery, UserRow
 
 __all__ = [
@@ -41,6 +50,7 @@ __all__ = [
     "Found",
     "Order",
     "Page",
+    "Reaction",
     "Rejection",
     "Rollup",
     "RollupQuery",
@@ -48,6 +58,7 @@ __all__ = [
     "Scalar",
     "ScoreFilter",
     "ScoreQuery",
+    "SoftError",
     "StepFilter",
     "StepRow",
     "Store",
@@ -115,6 +126,7 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     of its parts, in whatever currency it is in. `feedback` is the label of the score of that name
     that was made last (by `created_ns`, then by arrival), None where that is neither `positive` nor `negative`.
     `input_preview` and `output_preview` are the beginnings of what was asked and answered, of what `Store.runs` lists.
+    `soft_error` and `reaction` are as `StepFilter` has them, once `Store.catch_up` has looked at the step.
     """
 
     id: str
@@ -151,6 +163,8 @@ class StepRow(Struct, frozen=True, omit_defaults=True):
     feedback: Feedback | None = None
     input_preview: str | None = None
     output_preview: str | None = None
+    soft_error: SoftError | None = None
+    reaction: Reaction | None = None
 
 
 class RunRow(StepRow, frozen=True, omit_defaults=False):
@@ -357,7 +371,7 @@ class Store(Protocol):
         """Bring up to date what is derived from the records, off the way of `add`; tell whether nothing is left to do.
 
         Rollups and users are exact without it, but then read what was added since; `text` finds only the newest of
-        that. Begins nothing after `deadline_s`.
+        that, `soft_error` and `reaction` nothing. Begins nothing after `deadline_s`.
         """
         ...
 

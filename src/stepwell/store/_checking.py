@@ -16,6 +16,10 @@ __all__ = ["find_lost"]
 _LOST: Final = "SELECT count(*) FROM payload WHERE number NOT IN (SELECT number FROM steps)"
 _DANGLING: Final = (
     ("{} tags belong to no step", "SELECT count(*) FROM step_tags WHERE step NOT IN (SELECT number FROM steps)"),
+    (
+        "{} soft errors belong to no step",
+        "SELECT count(*) FROM soft_errors WHERE step NOT IN (SELECT number FROM steps)",
+    ),
     ("{} blobs belong to no step", "SELECT count(*) FROM step_blobs WHERE step NOT IN (SELECT number FROM steps)"),
 )
 _REFERRING: Final = "SELECT number, pack, refs FROM payload WHERE pack IS NOT NULL OR refs IS NOT NULL"

@@ -146,6 +146,7 @@ class Deletion:
         db.executemany("DELETE FROM scores WHERE step_id = ?", ((row[1],) for row in rows))
         self._loosen_blobs(db, several)
         db.execute(f"DELETE FROM payload WHERE number {_IN}", several)  # noqa: S608
+        db.execute(f"DELETE FROM soft_errors WHERE step {_IN}", several)  # noqa: S608
         db.execute(f"DELETE FROM steps WHERE number {_IN}", several)  # noqa: S608
         for thread in {row[2] for row in rows if row[2] is not None}:
             db.execute(_SETTLE_THREAD, (thread,))

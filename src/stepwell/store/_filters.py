@@ -7,14 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from stepwell._vocabulary import ScoreType
 from stepwell.model import Status, StepType
 
-__all__ = ["Feedback", "Scalar", "ScoreFilter", "ScoreQuery", "StepFilter", "ThreadFilter"]
+__all__ = [
+    "REACTIONS",
+    "SOFT_ERRORS",
+    "Feedback",
+    "Reaction",
+    "Scalar",
+    "ScoreFilter",
+    "ScoreQuery",
+    "SoftError",
+    "StepFilter",
+    "ThreadFilter",
+]
 
 Feedback = Literal["positive", "negative"]
+SoftError = Literal["error", "empty"]
+Reaction = Literal["same_call", "other_arguments", "other_tool", "answered", "none"]
+SOFT_ERRORS: Final[tuple[SoftError, ...]] = get_args(SoftError)
+REACTIONS: Final[tuple[Reaction, ...]] = get_args(Reaction)
 Scalar = str | int | float | bool | None
 
 
@@ -42,6 +57,13 @@ class StepFilter:
     `metadata` maps dotted paths to values: `{"request.attempt": 1}`; strings, numbers, booleans and None (JSON `null`)
     are told apart. `outline_only` keeps what a conversation shows: what `root_only` keeps, and messages. `none_of`
     leaves out the steps that any of those filters keeps.
+
+    `has_soft_error`: a tool that was recorded as a success, though its result tells of an `error` (it begins with
+    "Error", or is an object with an error, an HTTP status of 400 or more, or an exit code other than 0) or is `empty`:
+    `soft_error` is which. `reaction` is what the agent did next: the `same_call` again, the same tool with
+    `other_arguments`, an `other_tool`, it `answered` in text, or `none`, nothing more. These are known of what
+    `Store.catch_up` has looked at, the reaction in runs of up to 10,000 steps. With `root_only` the step that is asked
+    for may be anywhere in the run.
 
     `text` finds words in names, inputs, outputs, messages, errors and metadata (there also keys): all `words`, an
     `"exact phrase"`, the beginning of a word `prefix*`, and none of `-word`; case and accents don't matter. A message
@@ -71,6 +93,9 @@ class StepFilter:
     has_error: bool | None = None
     feedback: Feedback | None = None
     has_feedback: bool | None = None
+    has_soft_error: bool | None = None
+    soft_error: SoftError | None = None
+    reaction: Reaction | None = None
     score: ScoreFilter | None = None
     metadata: Mapping[str, Scalar] | None = None
     since_ns: int | None = None

@@ -2,7 +2,7 @@
 
     type:llm,tool model:gpt-4o -tag:x tag:vip status:failed tokens:>1000 cost:>0.1 duration:>2s
     since:2h until:2026-05-01 user:ada score:relevance>=0.8 metadata.customer:acme error:any
-    feedback:positive is:top "free text" words
+    feedback:positive soft_error:true reaction:same_call is:top "free text" words
 
 Terms are separated by spaces and must all hold. A value with spaces, commas or quotation marks stands in quotation
 marks, in which a backslash goes before a quotation mark or backslash, and n, r or t after one is a line end or tab. A
@@ -20,28 +20,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from stepwell.errors import UsageError
 from stepwell.model import STATUSES, STEP_TYPES
 from stepwell.store import Scalar, ScoreFilter, StepFilter
+from stepwell.store._filters import REACTIONS, SOFT_ERRORS
+from stepwell.store._literals import COUNTED, UNITS, QueryError, Value, decimal_of, float_of, moment_of, scalar_of
 
 __all__ = ["MAX_QUERY_CHARACTERS", "QueryError", "format_query", "parse_query", "split_terms", "value_text"]
 
 MAX_QUERY_CHARACTERS: Final = 4_000
-_UNITS: Final = {
-    "ns": 1,
-    "us": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-    "d": 86_400_000_000_000,
-    "w": 604_800_000_000_000,
-}
 _LAST_ISO_NS: Final = 253_402_300_800_000_000_000  # the end of the year 9999
-_MAX: Final = (1 << 63) - 1
 _TEXT: Final = "text"  # the member of a filter that free words become
 _HAS_TEXT: Final = any(field.name == _TEXT for field in fields(StepFilter))
 _EQUAL: Final = {
@@ -58,9 +48,33 @@ _EQUAL: Final = {
     "release": "release",
 }
 _NUMBERS: Final = {"tokens": "tokens", "cost": "cost", "duration": "duration_ns"}
+_BOOLEANS: Final = {"true": True, "false": False}
+_JUDGED: Final = {  # the words that ask whether there is any
+    **{key: {"any": True, "none": False} for key in ("error", "feedback")},
+    "soft_error": _BOOLEANS,
+}
+_VERDICTS: Final[dict[str, Sequence[str]]] = {
+    "feedback": ("positive", "negative"),
+    "soft_error": SOFT_ERRORS,
+    "reaction": REACTIONS,
+}
 _TOGETHER: Final = {"top": "root_only", "outline": "outline_only"}
 _KEYS: Final = (
-    *("type", "status", *_EQUAL, "tag", "id", "trace", "error", "feedback", "is", "since", "until"),
+    *(
+        "type",
+        "status",
+        *_EQUAL,
+        "tag",
+        "id",
+        "trace",
+        "error",
+        "feedback",
+        "soft_error",
+        "reaction",
+        "is",
+        "since",
+        "until",
+    ),
     *(*_NUMBERS, "score", "metadata"),
 )
 _OPERATOR: Final = re.compile(r">=|<=|>|<|=")
@@ -73,23 +87,6 @@ _SPACE: Final = re.compile(r"\s*")
 _ESCAPES: Final = {'"': '"', "\\": "\\", "n": "\n", "r": "\r", "t": "\t"}
 _ESCAPED: Final = {value: "\\" + letter for letter, value in _ESCAPES.items()}
 _UNSAFE_FIRST: Final = "-<>="
-_ISO: Final = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:\.(\d{1,9}))?)?(Z|[+-]\d\d:\d\d)?")
-
-
-class QueryError(UsageError):
-    """Says that a query can't be understood; `position` is the character to blame, from 0."""
-
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(f"{message} (at character {position + 1})")
-        self.position = position
-
-
-class _Value(NamedTuple):
-    """What stands after a key: decoded, where it begins, and whether it stood in quotation marks."""
-
-    text: str
-    at: int
-    quoted: bool
 
 
 @dataclass(slots=True)
@@ -112,16 +109,16 @@ class _Reader:
     def ahead(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def value(self, pattern: re.Pattern[str] = _BARE, what: str = "a value") -> _Value:
+    def value(self, pattern: re.Pattern[str] = _BARE, what: str = "a value") -> Value:
         start = self.at
         if self.ahead() == '"':
-            return _Value(self._quoted(), start, quoted=True)
+            return Value(self._quoted(), start, quoted=True)
         text = self.take(pattern)
         if not text:
             raise QueryError(f"expected {what}", start)
-        return _Value(text, start, quoted=False)
+        return Value(text, start, quoted=False)
 
-    def values(self) -> list[_Value]:
+    def values(self) -> list[Value]:
         found = [self.value()]
         while self.ahead() == ",":
             self.at += 1
@@ -235,17 +232,22 @@ class _Terms:
         elif key == "status":
             self._set("status", _one_of(value, STATUSES), value.at)
         elif key in {"since", "until"}:
-            self._set(f"{key}_ns", _moment(value, self._now_ns), value.at)
+            self._set(f"{key}_ns", moment_of(value, self._now_ns), value.at)
         elif key == "is":
             self._set(_TOGETHER[_one_of(value, _TOGETHER)], True, start)
-        elif value.text in {"any", "none"} and not value.quoted:
-            self._set("has_error" if key == "error" else "has_feedback", value.text == "any", value.at)
+        else:
+            self._read_judged(key, value)
+
+    def _read_judged(self, key: str, value: Value) -> None:
+        known = _JUDGED.get(key, {}).get(value.text)
+        if known is not None and not (value.quoted and key == "error"):
+            self._set(f"has_{key}", known, value.at)
         elif key == "error":
             self._set("error_type", value.text, value.at)
         else:
-            self._set("feedback", _one_of(value, ("positive", "negative")), value.at)
+            self._set(key, _one_of(value, (*_JUDGED.get(key, ()), *_VERDICTS[key])), value.at)
 
-    def _set_several(self, key: str, values: list[_Value], texts: list[str]) -> None:
+    def _set_several(self, key: str, values: list[Value], texts: list[str]) -> None:
         if key == "type":
             for value in values:
                 _one_of(value, STEP_TYPES)
@@ -262,7 +264,7 @@ class _Terms:
 
     def _read_bound(self, reader: _Reader, key: str) -> None:
         operator, value = reader.take(_OPERATOR) or "=", reader.value(what="a number")
-        number = _COUNTED[key](value)
+        number = COUNTED[key](value)
         low, high = _bounds(operator, number)
         for name, bound, choose in ((f"min_{_NUMBERS[key]}", low, max), (f"max_{_NUMBERS[key]}", high, min)):
             self._members[name] = _tighter(self._members.get(name), bound, choose)
@@ -274,10 +276,10 @@ class _Terms:
             raise QueryError("scores of one name can be asked for", name.at)
         if operator := reader.take(_OPERATOR):
             value = reader.value()
-            if operator == "=" and (value.quoted or _decimal(value.text) is None):
+            if operator == "=" and (value.quoted or decimal_of(value.text) is None):
                 score = replace(score, label=value.text)
             else:
-                low, high = _bounds(operator, _float(value))
+                low, high = _bounds(operator, float_of(value))
                 score = replace(score, min=_tighter(score.min, low, max), max=_tighter(score.max, high, min))
         self._members["score"] = score
 
@@ -292,13 +294,13 @@ class _Terms:
         reader.at += 1
         wanted = dict(self._members.get("metadata", ()))
         value = reader.value()
-        scalar = value.text if value.quoted else _scalar(value.text)
+        scalar = value.text if value.quoted else scalar_of(value.text)
         if path.text in wanted:
             raise QueryError("this was given before", path.at)
         self._members["metadata"] = {**wanted, path.text: scalar}
 
 
-def _one_of(value: _Value, known: Sequence[str] | Any) -> str:
+def _one_of(value: Value, known: Sequence[str] | Any) -> str:
     if value.text not in known:
         raise QueryError(f"{value.text!r} is not one of {', '.join(sorted(known))}", value.at)
     return value.text
@@ -318,71 +320,6 @@ def _bounds(operator: str, number: Any) -> tuple[Any, Any]:
 def _tighter(known: float | None, bound: float | None, choose: Callable[..., float]) -> float | None:
     """Return the bound that holds where both are to."""
     return known if bound is None else bound if known is None else choose(known, bound)
-
-
-def _decimal(text: str) -> Decimal | None:
-    try:
-        number = Decimal(text) if len(text) <= 40 and text.isascii() and "_" not in text else None
-    except InvalidOperation:
-        return None
-    return number if number is not None and number.is_finite() and abs(number.adjusted()) < 400 else None
-
-
-def _whole(value: _Value, number: Decimal | None, expected: str) -> int:
-    if number is None or number != number.to_integral_value() or abs(number) > _MAX:
-        raise QueryError(f"expected {expected}", value.at)
-    return int(number)
-
-
-def _count(value: _Value) -> int:
-    scale = {"k": 1_000, "M": 1_000_000}.get(value.text[-1:], 1)
-    number = _decimal(value.text if scale == 1 else value.text[:-1])
-    return _whole(value, None if number is None else number * scale, "a whole number, such as 1000 or 10k")
-
-
-def _span(value: _Value) -> int:
-    match = re.fullmatch(r"(.*?[0-9.])(ns|us|ms|s|m|h|d|w)", value.text, re.DOTALL)
-    number = None if match is None else _decimal(match[1])
-    scaled = None if number is None or match is None else number * _UNITS[match[2]]
-    return _whole(value, scaled, "a time with its unit, such as 200ms, 1.5s, 2h or 7d")
-
-
-def _float(value: _Value) -> float:
-    number = _decimal(value.text)
-    if number is None or not math.isfinite(float(number)):
-        raise QueryError("expected a number, such as 0.8", value.at)
-    return float(number)
-
-
-_COUNTED: Final[dict[str, Callable[[_Value], float]]] = {"tokens": _count, "cost": _float, "duration": _span}
-
-
-def _moment(value: _Value, now_ns: int) -> int:
-    """Read `2h` (ago), nanoseconds since the Unix epoch, or an ISO date or time, UTC where it says no zone."""
-    text = value.text
-    if re.fullmatch(r"[0-9]{10,30}", text):
-        return int(text)
-    if re.fullmatch(r"[0-9.]+(s|m|h|d|w)", text):
-        return max(now_ns - _span(value), 0)
-    match = _ISO.fullmatch(text)
-    day, clock, fraction, zone = ("", "", "", "") if match is None else match.groups()
-    try:
-        at = datetime.fromisoformat(f"{day}T{clock or '00:00'}{zone or 'Z'}")
-        return max(round(at.timestamp()) * 1_000_000_000 + int((fraction or "").ljust(9, "0")), 0)
-    except (ValueError, OverflowError):
-        expected = "a time ago, such as 30m, 2h or 7d, or a date or time, such as 2026-05-01 or 2026-05-01T14:30"
-        raise QueryError(f"expected {expected}", value.at) from None
-
-
-def _scalar(text: str) -> Scalar:
-    if text in {"true", "false", "null"}:
-        return {"true": True, "false": False}.get(text)
-    if re.fullmatch(r"-?(0|[1-9][0-9]{0,30})", text):
-        return int(text)
-    number = _decimal(text)
-    return (
-        text if number is None or not re.match(r"-?[0-9]", text) or not math.isfinite(float(number)) else float(number)
-    )
 
 
 # -- back to text
@@ -430,14 +367,12 @@ def _terms(filter: StepFilter) -> Iterator[str]:  # noqa: C901 (one condition a 
 
 
 def _judged(filter: StepFilter) -> Iterator[str]:
-    if filter.has_error is not None:
-        yield f"error:{'any' if filter.has_error else 'none'}"
+    for key, words in _JUDGED.items():
+        if (known := getattr(filter, f"has_{key}")) is not None:
+            yield f"{key}:{next(word for word, means in words.items() if means == known)}"
     if filter.error_type is not None:
         yield f"error:{value_text(filter.error_type, words=('any', 'none'))}"
-    if filter.has_feedback is not None:
-        yield f"feedback:{'any' if filter.has_feedback else 'none'}"
-    if filter.feedback is not None:
-        yield f"feedback:{filter.feedback}"
+    yield from (f"{key}:{value}" for key in _VERDICTS if (value := getattr(filter, key)) is not None)
     if (score := filter.score) is not None:
         name = f"score:{value_text(score.name, '<>=')}"
         said = [*_bounds_text(name, score.min, score.max, "score")]
@@ -474,8 +409,8 @@ def _bounds_text(lead: str, low: float | None, high: float | None, key: str) -> 
 
 def _number_text(number: float, key: str) -> str:
     if key == "duration":
-        unit = next((unit for unit in ("h", "m", "s", "ms", "us") if number and number % _UNITS[unit] == 0), "ns")
-        return f"{int(number) // _UNITS[unit]}{unit}"
+        unit = next((unit for unit in ("h", "m", "s", "ms", "us") if number and number % UNITS[unit] == 0), "ns")
+        return f"{int(number) // UNITS[unit]}{unit}"
     return repr(number)
 
 
@@ -490,5 +425,5 @@ def _scalar_text(scalar: Scalar) -> str:
     if isinstance(scalar, bool) or scalar is None:
         return {True: "true", False: "false", None: "null"}[scalar]
     if isinstance(scalar, str):
-        return value_text(scalar) if _scalar(scalar) == scalar else _quoted(scalar)
+        return value_text(scalar) if scalar_of(scalar) == scalar else _quoted(scalar)
     return repr(scalar)

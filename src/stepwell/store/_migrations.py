@@ -195,6 +195,17 @@ _INDEXED: Final = (
     "CREATE TABLE message_steps (message INTEGER PRIMARY KEY, step INTEGER NOT NULL)",
 )
 
+_JUDGED: Final = (
+    """
+    CREATE TABLE soft_errors (
+        step INTEGER PRIMARY KEY, start_ns INTEGER NOT NULL, run NOT NULL, kind TEXT NOT NULL, reaction TEXT
+    )
+    """,
+    "CREATE INDEX soft_errors_start ON soft_errors (start_ns)",
+    "CREATE INDEX soft_errors_run ON soft_errors (run)",
+    "CREATE TABLE unsettled (run PRIMARY KEY) WITHOUT ROWID",
+)
+
 _VERSION_3: Final = (
     "ALTER TABLE steps ADD COLUMN input_preview TEXT",
     "ALTER TABLE steps ADD COLUMN output_preview TEXT",
@@ -251,12 +262,13 @@ _VERSION_3: Final = (
     """
     CREATE TABLE state (
         last_number INTEGER NOT NULL, last_message INTEGER NOT NULL, last_pack INTEGER NOT NULL,
-        sweep INTEGER NOT NULL, unlisted_step INTEGER NOT NULL, unlisted_pack INTEGER NOT NULL
+        sweep INTEGER NOT NULL, unlisted_step INTEGER NOT NULL, unlisted_pack INTEGER NOT NULL,
+        judged INTEGER NOT NULL
     )
     """,
     """
     INSERT INTO state
-    SELECT 0, 0, 0, 0, ifnull((SELECT max(number) FROM steps), 0), ifnull((SELECT max(number) FROM packs), 0)
+    SELECT 0, 0, 0, 0, ifnull((SELECT max(number) FROM steps), 0), ifnull((SELECT max(number) FROM packs), 0), 0
     """,
     "CREATE TABLE pack_contents (pack INTEGER PRIMARY KEY, first_step INTEGER, last_step INTEGER, refs TEXT NOT NULL)",
     "CREATE TABLE step_blobs (hash BLOB, step INTEGER, PRIMARY KEY (hash, step)) WITHOUT ROWID",
@@ -267,6 +279,7 @@ _VERSION_3: Final = (
     "CREATE INDEX payload_refs ON payload (number, refs) WHERE refs IS NOT NULL",
     *_ROLLUPS,
     *_INDEXED,
+    *_JUDGED,
 )
 
 MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)

@@ -115,11 +115,14 @@ def select_steps(
     """
     where, tags = _where_steps(filter), _several(filter.tag)
     _add_among(where, among)
-    lead = bool(tags) and not (filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id)
-    if lead:  # the tag's own table is in the list's order
+    lead = None  # a table of some steps that is in the list's order
+    if not (filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id):
+        is_soft = filter.has_soft_error or filter.soft_error or filter.reaction
+        lead = "step_tags" if tags else "soft_errors" if is_soft and not filter.root_only else None
+    if lead == "step_tags":
         where.add("t.tag = ?", tags[0])
-    _add_tags(where, tags[lead:])
-    source = "step_tags t CROSS JOIN steps s ON s.number = t.step" if lead else "steps s"
+    _add_tags(where, tags[lead == "step_tags" :])
+    source = f"{lead} t CROSS JOIN steps s ON s.number = t.step" if lead else "steps s"
     keys = ("t.start_ns", "t.step") if lead else ("s.start_ns", "s.number")
     _add_times(where, filter, keys[0])
     return _page(f"s.number, s.start_ns, {columns}", f"{source} {join}", keys, where, page)
@@ -185,9 +188,11 @@ def _add_times(where: Where, filter: StepFilter | ThreadFilter | ScoreQuery, col
         where.add(f"{column} < ?", min(filter.until_ns, MAX_INTEGER))
 
 
-def _where_steps(filter: StepFilter) -> Where:
-    """Return the conditions on `steps s`, but for tags and times, whose columns depend on the statement."""
-    where = Where()
+def _where_steps(filter: StepFilter, *, runs: bool = False) -> Where:
+    """Return the conditions on `steps s`, but for tags and times, whose columns depend on the statement; `runs` says
+    that it is runs that are asked for.
+    """
+    where, runs = Where(), runs or filter.root_only
     for column in _EQUAL:
         if (value := getattr(filter, column)) is not None:
             where.add(f"{_column(column, filter)} = ?", value)
@@ -199,18 +204,18 @@ def _where_steps(filter: StepFilter) -> Where:
             where.add(f"s.{column} IN ({', '.join('?' * len(wanted))})", *wanted)
     if (statuses := _several(filter.status)) and "success" not in statuses:
         where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
-    _add_flags(where, filter)
+    _add_flags(where, filter, runs=runs)
     _add_ids(where, filter)
     _add_judgements(where, filter)
     if filter.metadata:
         _add_metadata(where, filter.metadata)
-    _add_unwanted(where, filter)
+    _add_unwanted(where, filter, runs=runs)
     return where
 
 
-def _add_unwanted(where: Where, filter: StepFilter) -> None:
+def _add_unwanted(where: Where, filter: StepFilter, *, runs: bool) -> None:
     for other in filter.none_of:
-        unwanted = _where_steps(other)
+        unwanted = _where_steps(other, runs=runs)
         _add_tags(unwanted, _several(other.tag))
         _add_times(unwanted, other, "s.start_ns")
         where.add(f"NOT ifnull(({unwanted.sql()}), 0)", *unwanted.values)
@@ -225,7 +230,7 @@ def _column(name: str, filter: StepFilter) -> str:
     return f"+s.{name}" if name == "service" and is_narrowed else f"s.{name}"
 
 
-def _add_flags(where: Where, filter: StepFilter) -> None:
+def _add_flags(where: Where, filter: StepFilter, *, runs: bool) -> None:
     if filter.root_only:
         where.add(_TOP)
     if filter.outline_only:
@@ -234,9 +239,28 @@ def _add_flags(where: Where, filter: StepFilter) -> None:
         where.add(_HAS_ERROR if filter.has_error else f"NOT {_HAS_ERROR}")
     if filter.has_feedback is not None:
         where.add("s.feedback IS NOT NULL" if filter.has_feedback else "s.feedback IS NULL")
+    _add_soft_errors(where, filter, runs=runs)
     if tags := _several(filter.tag_any):
         places = ", ".join("?" * len(tags))
         where.add(f"EXISTS ({_OF_STEP.format(tag=f'IN ({places})')})", *tags)
+
+
+def _add_soft_errors(where: Where, filter: StepFilter, *, runs: bool) -> None:
+    """Keep steps by their soft errors; runs by those of any step in them."""
+    found = f"EXISTS (SELECT 1 FROM soft_errors WHERE {'run IN (s.id, s.trace_id)' if runs else 'step = s.number'}"
+    wanted = _of_soft_error(filter)
+    if filter.has_soft_error or wanted.terms:
+        where.add(" AND ".join([found, *wanted.terms]) + ")", *wanted.values)
+    if filter.has_soft_error is False:
+        where.add(f"NOT {found})")
+
+
+def _of_soft_error(filter: StepFilter) -> Where:
+    where = Where()
+    for column, value in (("kind", filter.soft_error), ("reaction", filter.reaction)):
+        if value is not None:
+            where.add(f"{column} = ?", value)
+    return where
 
 
 def _add_ids(where: Where, filter: StepFilter) -> None:

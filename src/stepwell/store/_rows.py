@@ -46,7 +46,14 @@ PAYLOAD_COLUMNS: Final = (
     *("input", "output", "generation", "metadata", "error", "attachments", "active_ns", "sdk", "refs", "pack"),
 )
 RECORD_COLUMNS: Final = (*(name for name in StepRecord.__struct_fields__ if name != "scores"), "refs", "pack", "number")
-LIST_COLUMNS: Final = StepRow.__struct_fields__
+_SOFT: Final = "CASE s.type WHEN 'tool' THEN (SELECT {} FROM soft_errors WHERE step = s.number) END"
+LIST_SQL: Final = ", ".join(
+    (*(f"s.{name}" for name in StepRow.__struct_fields__[:-2]), _SOFT.format("kind || ' ' || ifnull(reaction, '')"))
+)
+FACETS: Final = ("type", "status", "model", "user", "environment")
+FACET_SQL: Final = ", ".join(
+    (*(f"s.{name}" for name in FACETS), _SOFT.format("kind"), _SOFT.format("reaction"), "s.tags")
+)
 RECORD_SQL: Final = ", ".join(
     "ifnull(s.agent_id, p.agent_id)"  # where version 1 kept it
     if name == "agent_id"
@@ -358,8 +365,11 @@ def known_ns(stored: int) -> int | None:
 
 
 def listed_values(row: Sequence[Any]) -> list[Any]:
-    """Return the fields of a `StepRow`, in order, of a row of `LIST_COLUMNS`."""
+    """Return the fields of a `StepRow`, in order, of a row of `LIST_SQL`."""
     values = list(row)
+    soft = values.pop()
+    kind, _, reaction = ("", "", "") if soft is None else soft.partition(" ")
+    values += (kind or None, reaction or None)
     values[0], values[2], values[4] = unpack_id(row[0]), unpack_id(row[2]), unpack_id(row[4])
     values[1] = unpack_trace_id(row[1])
     values[7] = known_ns(row[7])
@@ -368,23 +378,22 @@ def listed_values(row: Sequence[Any]) -> list[Any]:
 
 
 def step_row(row: Sequence[Any]) -> StepRow:
-    """Return a row of `LIST_COLUMNS` as a typed value."""
+    """Return a row of `LIST_SQL` as a typed value."""
     return StepRow(*listed_values(row))
 
 
 def run_row(row: Sequence[Any], sums: Sequence[Any]) -> RunRow:
-    """Return a row of `LIST_COLUMNS` with the sums of what is below it, in the order of `RunRow`."""
+    """Return a row of `LIST_SQL` with the sums of what is below it, in the order of `RunRow`."""
     values: list[Any] = [*listed_values(row), *sums]
     return RunRow(*values)
 
 
 def facets_of(rows: Sequence[Sequence[Any]], *, more: bool) -> Facets:
-    """Count the values of rows of type, status, model, user, environment and tags."""
-    columns = list(zip(*rows, strict=True)) or [()] * 6
-    counted: dict[str, Counter[Any]] = dict(
-        zip(("type", "status", "model", "user", "environment"), map(Counter, columns), strict=False)
-    )
-    counted["tag"] = Counter(tag for text in columns[5] if text is not None for tag in _tag_tuple.decode(text))
+    """Count the values of rows of `FACET_SQL`."""
+    names = (*FACETS, "soft_error", "reaction")
+    columns = list(zip(*rows, strict=True)) or [()] * (len(names) + 1)
+    counted: dict[str, Counter[Any]] = dict(zip(names, map(Counter, columns), strict=False))
+    counted["tag"] = Counter(tag for text in columns[-1] if text is not None for tag in _tag_tuple.decode(text))
     values = {
         name: [(value, count) for value, count in found.most_common(_FACETS + 1) if value is not None][:_FACETS]
         for name, found in counted.items()

@@ -89,6 +89,12 @@ exact sums are those of the tables, plus the recounts, plus the steps above `cou
 steps.number)`. It is made when there is something to index, may be dropped at any time, and has what changed up to
 `indexed`: that `position`, and how many `texts` it took. A `message` is found at the `step` of its `message_steps`.
 
+`soft_errors`: failures that called themselves success, among steps up to the position `state.judged`: `step` and
+`start_ns` (the step's `number` and `start_ns`), `run` (its `root_run_id`, else its `trace_id`, else its `id`), `kind`
+(the result tells of an `error`, or is `empty`) and `reaction`, what came next (`same_call` `other_arguments`
+`other_tool` `answered` `none`; NULL in runs of more than 10,000 steps). In the runs that are `unsettled` the reaction
+may be that of before, or NULL. None of this moves `changed`.
+
 Steps of one trace share the first 8 bytes of their id, so a trace, a run and the children of a step are one range of
 the index on `id`, which costs nothing to keep. Links that do not follow from the id, of records made elsewhere, are
 marked `stray` and have indexes of their own.
@@ -103,6 +109,7 @@ marked `stray` and have indexes of their own.
 | failed, cancelled and pending steps | `steps_unsuccessful` |
 | steps with an error, of a type of error | `steps_errors`, `steps_error_type` |
 | steps with feedback, with this feedback | `steps_judged`, `steps_feedback` |
+| failures that called themselves success; those of a run | `soft_errors_start`; `soft_errors_run` |
 | steps with a tag | `step_tags` |
 | what changed | `number`, `steps_changed` |
 | newest threads; threads of a user | `threads_active`; `threads_user_name`, `threads_user_id` |

@@ -101,8 +101,8 @@ class UserRow(Struct, frozen=True, omit_defaults=True):
 class Facets:
     """The values that occur most among the latest steps of a list: those of `counted` steps, by field.
 
-    `values` maps `type` `status` `model` `user` `tag` `environment` to (value, steps), the most frequent first, 8 at
-    most. `more` says that the list goes on.
+    `values` maps `type` `status` `model` `user` `tag` `environment` `soft_error` `reaction` to (value, steps), the most
+    frequent first, 8 at most. `more` says that the list goes on.
     """
 
     counted: int

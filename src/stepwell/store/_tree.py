@@ -9,12 +9,12 @@ are present (`stray`) are they looked up one by one, to whatever depth.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from stepwell.store._query import id_range
 
-__all__ = ["Children", "below", "children_of", "relatives"]
+__all__ = ["Children", "below", "children_of", "in_order", "relatives"]
 
 Id = bytes | str
 Rows = dict[Id, tuple[Any, ...]]  # by id; each begins with id, parent_id, root_run_id
@@ -79,3 +79,18 @@ def below(row: tuple[Any, ...], children: Children) -> list[tuple[Any, ...]]:
                 seen.add(child[0])
                 found.append(child)
     return found
+
+
+def in_order(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return rows, which are in the order of their start, as a run shows them: each before what is below it."""
+    by_id: Rows = {row[0]: row for row in rows}
+    children = children_of(by_id)
+    found: dict[Id, tuple[Any, ...]] = {}
+    for top in (*children.get(None, ()), *rows):  # in a circle nothing is on top
+        waiting = [top]
+        while waiting:
+            row = waiting.pop()
+            if row[0] not in found:
+                found[row[0]] = row
+                waiting += reversed(children.get(row[0], ()))
+    return list(found.values())

@@ -43,11 +43,13 @@ from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
 from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
+from stepwell.store._judging import judge_more
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
 from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
-    LIST_COLUMNS,
+    FACET_SQL,
+    LIST_SQL,
     RECORD_SQL,
     SCORE_COLUMNS,
     THREAD_COLUMNS,
@@ -79,7 +81,6 @@ _MIN_PREFIX: Final = 8
 _ALL_TIME: Final = RollupQuery()
 _TURN_S: Final = 0.03  # how long what is derived may keep a batch waiting
 
-_LISTED: Final = ", ".join(f"s.{name}" for name in LIST_COLUMNS)
 _THREAD: Final = ", ".join(f"t.{name}" for name in THREAD_COLUMNS)
 _SELECT_RECORD: Final = f"SELECT {RECORD_SQL} FROM steps s LEFT JOIN payload p ON p.number = s.number WHERE s.id = ?"
 _SELECT_SCORES: Final = f"SELECT {', '.join(SCORE_COLUMNS)} FROM scores WHERE step_id = ? ORDER BY number"
@@ -105,8 +106,8 @@ _SPAN: Final = (
     "(SELECT max(start_ns) FROM steps WHERE start_ns >= 0)"
 )
 _CHANGES: Final = (  # of rows never updated, and of rows updated since
-    f"SELECT s.number, {_LISTED} FROM steps s WHERE s.number > ? AND s.changed IS NULL ORDER BY s.number LIMIT ?",
-    f"SELECT s.changed, {_LISTED} FROM steps s WHERE s.changed > ? ORDER BY s.changed LIMIT ?",
+    f"SELECT s.number, {LIST_SQL} FROM steps s WHERE s.number > ? AND s.changed IS NULL ORDER BY s.number LIMIT ?",
+    f"SELECT s.changed, {LIST_SQL} FROM steps s WHERE s.changed > ? ORDER BY s.changed LIMIT ?",
 )
 
 
@@ -188,9 +189,9 @@ class SqliteStore:
         page = Keyset("s", limit, cursor, order)
         with self._connections.reading() as db:
             if filter.text is None:
-                rows = db.execute(*select_steps(_LISTED, filter, page)).fetchall()
+                rows = db.execute(*select_steps(LIST_SQL, filter, page)).fetchall()
             else:
-                rows = select_found(db, _LISTED, filter, filter.text, page)
+                rows = select_found(db, LIST_SQL, filter, filter.text, page)
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
 
     def cursor(self, id: str, order: Order = "desc") -> str:
@@ -208,7 +209,7 @@ class SqliteStore:
         page = Keyset("r", limit, cursor, order)
         with self._connections.reading() as db:
             found = None if filter.text is None else among(db, filter.text, roots=True)
-            rows = db.execute(*select_steps(_LISTED, replace(filter, root_only=True), page, among=found)).fetchall()
+            rows = db.execute(*select_steps(LIST_SQL, replace(filter, root_only=True), page, among=found)).fetchall()
             listed = rows[:limit]
             position, sums = self._run_sums.known(db, [row[2] for row in listed])
             new = [row[2] for row in listed if row[2] not in sums]
@@ -232,9 +233,9 @@ class SqliteStore:
     def facets(self, filter: StepFilter = _ALL_STEPS) -> Facets:
         """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
         page = Keyset("s", MAX_PAGE, None, "desc")
-        columns = "s.type, s.status, s.model, s.user, s.environment, s.tags"
         with self._connections.reading() as db:
-            rows = db.execute(*select_steps(columns, filter, page)).fetchall()
+            found = None if filter.text is None else among(db, filter.text, roots=filter.root_only)
+            rows = db.execute(*select_steps(FACET_SQL, filter, page, among=found)).fetchall()
         return facets_of([row[2:] for row in rows[:MAX_PAGE]], more=len(rows) > MAX_PAGE)
 
     def scores(
@@ -254,7 +255,7 @@ class SqliteStore:
         packed = pack_id(id)
         key = packed if isinstance(packed, str) else bytes(packed)
         with self._connections.reading() as db:
-            family = relatives(db, f"s.start_ns, s.number, {_LISTED}", [key])
+            family = relatives(db, f"s.start_ns, s.number, {LIST_SQL}", [key])
         if key not in family:
             raise NotFoundError(f"there is no step {id!r}")
         rows = below(family[key], children_of(family))
@@ -264,7 +265,7 @@ class SqliteStore:
         """Return all steps of a thread, by start; an unknown thread has none."""
         with self._connections.reading() as db:
             rows = db.execute(
-                f"SELECT {_LISTED} FROM steps s WHERE s.thread_id = ? ORDER BY s.start_ns, s.number", (thread_id,)
+                f"SELECT {LIST_SQL} FROM steps s WHERE s.thread_id = ? ORDER BY s.start_ns, s.number", (thread_id,)
             ).fetchall()
         return [step_row(row) for row in rows]
 
@@ -359,9 +360,9 @@ class SqliteStore:
             return read_users(db, page)
 
     def catch_up(self, deadline_s: float = 10.0) -> bool:
-        """Count and index the steps that were added since; tell whether nothing is left to do."""
+        """Count, judge and index the steps that were added since; tell whether nothing is left to do."""
         ends = time.monotonic() + deadline_s
-        for more in (count_more, index_more):
+        for more in (count_more, judge_more, index_more):
             while True:
                 with self._connections.writing() as db:
                     done = more(db, _TURN_S)

@@ -12,6 +12,7 @@ from msgspec import Raw, json
 from stepwell.model import Score, StepRecord, ThreadRecord, decode_record
 from stepwell.store import AddResult, Found, StepFilter, Store, ThreadFilter
 from stepwell.testing._store_deletion_contract import StoreDeletionContract
+from stepwell.testing._store_outcome_contract import StoreOutcomeContract
 from stepwell.testing._store_reading_contract import (
     FULL_STEP,
     GRANDCHILD,
@@ -21,12 +22,11 @@ from stepwell.testing._store_reading_contract import (
     line,
     step,
 )
-from stepwell.testing._store_search_contract import StoreSearchContract
 
 __all__ = ["StoreContract"]
 
 
-class StoreContract(StoreDeletionContract, StoreSearchContract):
+class StoreContract(StoreDeletionContract, StoreOutcomeContract):
     """The conformance suite of the store protocol."""
 
     # adding

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Final, Literal, cast
@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, cast
 from msgspec import UNSET, DecodeError, Raw, UnsetType, json
 
 from stepwell.server._blobs import type_of
+from stepwell.store._replies import asks_for_call, calls_in, content_of, json_in, mapping
 
 __all__ = [
     "Call",
@@ -188,17 +189,6 @@ def _named(run: re.Match[str]) -> str:
     return f"⟨{len(text):,} characters of base64⟩" if mixed else text
 
 
-def json_in(text: str) -> Any:
-    """Return the object or array that a text is, for arguments and results often are JSON in a string."""
-    stripped = text.strip()
-    if stripped[:1] + stripped[-1:] not in {"{}", "[]"} or len(stripped) < 3:
-        return None
-    try:
-        return json.decode(stripped)
-    except (DecodeError, RecursionError, UnicodeEncodeError):
-        return None
-
-
 def _text(text: str, kind: Kind = "text") -> Part:
     found = media_of(text)
     if found is not None:
@@ -275,11 +265,6 @@ def _image(fields: Mapping[str, Any]) -> Part | None:
     return None
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """Return an object as it is, and an empty one for what is none."""
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-
-
 def messages_of(payload: Raw | UnsetType) -> list[Message]:
     """Return the messages of a generation, each by itself: one that is none of a known shape is a part of JSON."""
     if payload is UNSET:
@@ -301,13 +286,11 @@ def _message(value: Any, digest: bytes) -> Message:
     role = fields.get("role") or fields.get("type")
     if not isinstance(role, str):
         return Message("message", [part_of(value)], digest=digest)
-    content = next((fields[name] for name in ("content", "parts", "output", "summary") if fields.get(name)), None)
-    calls = [*_calls(fields.get("tool_calls")), *_calls([fields.get("function_call")]), *_calls(content)]
-    if fields.get("type") == "function_call":
-        calls = [*_calls([fields])]
+    content = content_of(fields)
+    calls = [Call(*asked, compact(asked.arguments)) for asked in calls_in(fields)]
     shown: Any = content
     if isinstance(content, list):
-        shown = [item for item in cast("Sequence[Any]", content) if not _is_call(item)]
+        shown = [item for item in cast("Sequence[Any]", content) if not asks_for_call(item)]
     name, answers = fields.get("name"), fields.get("tool_call_id") or fields.get("call_id")
     if answers is None and isinstance(content, list):
         answers = next(
@@ -322,28 +305,6 @@ def _message(value: Any, digest: bytes) -> Message:
         answers if isinstance(answers, str) else None,
         digest,
     )
-
-
-def _is_call(item: Any) -> bool:
-    fields = mapping(item)
-    return fields.get("type") in {"tool_use", "function_call"} or "functionCall" in fields or "function_call" in fields
-
-
-def _calls(value: Any) -> Iterator[Call]:
-    for item in cast("Sequence[object]", value if isinstance(value, list) else ()):
-        fields = mapping(item)
-        inner = next(
-            (mapping(fields[key]) for key in ("function", "functionCall", "function_call") if key in fields), fields
-        )
-        name = inner.get("name")
-        if not isinstance(name, str) or not (inner is not fields or _is_call(item) or "arguments" in fields):
-            continue
-        arguments = next((inner[key] for key in ("arguments", "input", "args") if key in inner), None)
-        if isinstance(arguments, str):
-            decoded: Any = {} if arguments.strip() == "{}" else json_in(arguments)
-            arguments = arguments if decoded is None else decoded
-        id = fields.get("call_id") or fields.get("id")
-        yield Call(id if isinstance(id, str) else None, name, arguments, compact(arguments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,17 +22,25 @@ from stepwell.server.pages._content import Message, mapping, message_of, message
 from stepwell.server.pages._context import TOOLS, Piece, Sent, carried, kinds_of, tool_uses
 from stepwell.server.pages._entry import generation_of
 from stepwell.server.pages._origins import Origin, Text, origins
-from stepwell.server.pages._outcomes import Act, findings, repeats
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._rows import Row
 from stepwell.server.pages._runs import StepId, families_of
-from stepwell.store import Store
+from stepwell.store import Reaction, Store
+from stepwell.store._outcomes import Act, answers, can_be_soft, findings, repeats
 
 __all__ = ["acts_of", "router", "sent_of", "texts_of"]
 
 MAX_STEPS: Final = 2_000
 MAX_LISTED: Final = 100
 _BATCH: Final = 200
+
+REACTIONS: Final[dict[Reaction, str]] = {
+    "same_call": "same call again",
+    "other_arguments": "same tool, other arguments",
+    "other_tool": "another tool",
+    "answered": "answered in text",
+    "none": "nothing more",
+}
 
 router = APIRouter(include_in_schema=False)
 
@@ -68,6 +76,7 @@ def findings_page(store: InStore, request: Request, id: StepId) -> Response:
         "errors": [each for each in soft if each.kind == "error"],
         "empty": [each for each in soft if each.kind == "empty"],
         "repeats": again,
+        "reactions": REACTIONS,
         "calls": calls,
         "kinds": [kinds_of(call) for call in calls],
         "carried": carried(calls),
@@ -88,14 +97,13 @@ def _records(store: Store, rows: Sequence[Row]) -> Iterator[StepRecord]:
 
 def acts_of(record: StepRecord) -> Iterator[Act]:
     """Yield what a step was of the agent: a tool's call, or the text of a model's answer."""
+    when = (record.start_ns, record.end_ns)
     if record.type == "tool":
-        failed = record.status not in {"success", None}
-        name = record.name or ""
-        yield Act(record.id, "tool", name, read(record.input), read(record.output), failed)
-    elif record.type == "llm":
-        answer = message_of(generation_of(record).message_completion)
-        if answer is not None and not answer.calls:
-            yield Act(record.id, "said")
+        failed = not can_be_soft(record.type, record.status)
+        result = UNSET if record.output is UNSET else read(record.output)
+        yield Act(record.id, record.name or "", read(record.input), result, failed, *when)
+    elif record.type == "llm" and answers(record.generation):
+        yield Act(record.id, start_ns=when[0], end_ns=when[1])
 
 
 def sent_of(record: StepRecord, row: Row) -> Sent:
