@@ -197,6 +197,7 @@ ORDER = [
     "server.pages._json",
     "server.pages._markdown",
     "server.pages._show",
+    "server.pages._caching",
     "server.pages._panel",
     "server.pages._request",
     "server.pages._runs",

@@ -1,5 +1,5 @@
-"""What a run shows when all of it is looked at: failures that passed for success, what fills the context, and where the
-arguments of calls came from.
+"""What a run shows when all of it is looked at: failures that passed for success, what fills the context, where the
+prompt cache broke, and where the arguments of calls came from.
 
 What must stay true: this reads every step of the run, so it has a page of its own, and a run of more than `MAX_STEPS`
 is looked at as far as that, which the page says.
@@ -18,6 +18,7 @@ from msgspec import UNSET, json
 from stepwell.model import StepRecord
 from stepwell.server._access import InStore
 from stepwell.server.pages._address import Address, RunLook
+from stepwell.server.pages._caching import Prompt, breaks, prompt_of
 from stepwell.server.pages._content import Message, mapping, message_of, messages_of, part_of, read, tools_of
 from stepwell.server.pages._context import TOOLS, Piece, Sent, carried, kinds_of, tool_uses
 from stepwell.server.pages._entry import generation_of
@@ -62,11 +63,13 @@ def findings_page(store: InStore, request: Request, id: StepId) -> Response:
     acts: list[Act] = []
     calls: list[Sent] = []
     asked: list[Asked] = []
+    prompts: list[Prompt] = []
     for record in _records(store, rows):
         acts += acts_of(record)
         if record.type == "llm":
             calls.append(sent_of(record, family.by_id[record.id]))
             asked += _asked(record)
+            prompts.append(prompt_of(record))
     soft, again = list(findings(acts)), list(repeats(acts))
     values = [value for each in asked for value in each.origins]
     context = {
@@ -81,6 +84,8 @@ def findings_page(store: InStore, request: Request, id: StepId) -> Response:
         "kinds": [kinds_of(call) for call in calls],
         "carried": carried(calls),
         "uses": tool_uses(calls),
+        "cache": list(breaks(prompts)),
+        "numbers": {call.id: number for number, call in enumerate(calls, 1)},
         "asked": asked,
         "values": len(values),
         "found": sum(each.source is not None for each in values),

@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from stepwell.model import Generation, StepRecord
+from stepwell.server.pages._caching import AHEAD, BEHIND, Break, breaks, held, may_have_broken, prompt_of
 from stepwell.server.pages._calls import (
     MAX_LOOKED_AT,
     MAX_TOOLS,
@@ -84,6 +85,7 @@ class Panel:
     asked_by: Row | None = None
     results: dict[int, str] = field(default_factory=dict[int, str])
     others: list[tuple[str, Any]] = field(default_factory=list[tuple[str, Any]])
+    broke: Break | None = None
 
     @property
     def metadata(self) -> Any:
@@ -99,6 +101,12 @@ class Panel:
     def before_number(self) -> int | None:
         """Which model call of the run the one before is, None where it is in another run."""
         return None if self.before is None or self.before.row is None else number_of(self.family, self.before.row)
+
+    @property
+    def broke_number(self) -> int | None:
+        """Which model call of the run the one is that this one broke the cache of, from 1."""
+        row = None if self.broke is None else self.family.by_id.get(self.broke.before_id)
+        return None if row is None else number_of(self.family, row)
 
     @property
     def peers(self) -> tuple[Row | None, Row | None]:
@@ -140,9 +148,32 @@ def panel_of(store: Store, family: Family, row: Row) -> Panel:
         panel.asked_by = _asking(store, family, row)
     if panel.before is not None:
         panel.results = _results(store, panel, panel.before)
+    panel.broke = _broke(store, family, row)
     named = ("settings", "variables", "provider_request", "provider_response", "cost")
     panel.others = [(name, read(getattr(generation, name))) for name in named if getattr(generation, name) is not UNSET]
     return panel
+
+
+def _broke(store: Store, family: Family, row: Row) -> Break | None:
+    """Say whether a call broke the prompt cache; calls are read only where the tokens they reported let it be."""
+    step = row.step
+    if step.type != "llm" or step.cached_input_tokens is None:
+        return None
+    branch = (step.parent_id, step.model, step.provider)
+    calls = [
+        each.step for each in family.calls() if (each.step.parent_id, each.step.model, each.step.provider) == branch
+    ]
+    at = calls.index(step)
+    before = calls[max(at - BEHIND, 0) : at]
+    left = (
+        held(each.provider, each.model, each.input_tokens, each.cached_input_tokens, each.cache_write_tokens)
+        for each in before
+    )
+    if not any(may_have_broken(each, step.input_tokens, step.cached_input_tokens) for each in left):
+        return None
+    records = store.steps_in_full([each.id for each in [*before, *calls[at : at + 1 + AHEAD]]])
+    found = (each for each in breaks([prompt_of(record) for record in records]) if each.id == step.id)
+    return next((each for each in found if each.kind == "broken"), None)
 
 
 def _payload(payload: Raw | UnsetType) -> Part | None:
