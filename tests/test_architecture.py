@@ -69,6 +69,7 @@ ORDER = [
     "store._conditions",
     "store._previews",
     "store._rows",
+    "store._questions",
     "store._query",
     "store._sketch",
     "store._tally",

@@ -292,6 +292,15 @@ class Store(Protocol):
         """
         ...
 
+    def alike(self, of: Found, *, limit: int = 50) -> list[Found]:
+        """Return the threads, and the runs outside of threads, that were asked the same as this one, with itself.
+
+        That is, with the same dataset item in the metadata (`dataset_item_id`, `example_id`, `sample_id`, `task_id`),
+        else with the same input of the first run or message. The latest, oldest first; none where nothing is known.
+        Raises `NotFoundError` for a step that is not there.
+        """
+        ...
+
     def records(self, filter: StepFilter | None = None) -> Iterator[bytes]:
         """Stream records as JSON lines: threads, then steps by start, then scores whose step is unknown.
 

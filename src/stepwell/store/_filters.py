@@ -135,6 +135,7 @@ class ScoreQuery:
 
     `min` and `max` are inclusive, and a score without a value is outside of them. `since_ns` (inclusive) and `until_ns`
     (exclusive) are about the score's creation, by which `Store.scores` orders; one that is not known is before all.
+    `step_ids`: of one of them, at most 1000.
     """
 
     name: str | None = None
@@ -145,3 +146,4 @@ class ScoreQuery:
     step_id: str | None = None
     since_ns: int | None = None
     until_ns: int | None = None
+    step_ids: Sequence[str] | None = None

@@ -206,6 +206,28 @@ _JUDGED: Final = (
     "CREATE TABLE unsettled (run PRIMARY KEY) WITHOUT ROWID",
 )
 
+# What steps of an older file asked is not known: they are found by it once they are recorded anew.
+_QUESTIONS: Final = (
+    "ALTER TABLE threads ADD COLUMN question INTEGER",
+    "ALTER TABLE threads ADD COLUMN asked_ns INTEGER",
+    "ALTER TABLE threads ADD COLUMN asked_step INTEGER",
+    "ALTER TABLE threads ADD COLUMN item INTEGER",
+    "CREATE INDEX threads_question ON threads (ifnull(item, question))",
+    "CREATE TABLE questions (step INTEGER PRIMARY KEY, question INTEGER NOT NULL)",
+    "CREATE INDEX questions_question ON questions (question)",
+    """
+    CREATE TRIGGER steps_unasked AFTER DELETE ON steps WHEN old.parent_id IS NULL OR old.root_run_id = old.id
+    BEGIN DELETE FROM questions WHERE step = old.number; END
+    """,
+    """
+    CREATE TRIGGER threads_left AFTER UPDATE OF thread_id ON steps WHEN old.thread_id IS NOT new.thread_id
+    BEGIN
+        UPDATE threads SET question = NULL, asked_ns = NULL, asked_step = NULL WHERE asked_step = old.number
+            AND id = old.thread_id;
+    END
+    """,
+)
+
 _VERSION_3: Final = (
     "ALTER TABLE steps ADD COLUMN input_preview TEXT",
     "ALTER TABLE steps ADD COLUMN output_preview TEXT",
@@ -230,7 +252,9 @@ _VERSION_3: Final = (
     """,
     f"""
     CREATE TRIGGER steps_deleted AFTER DELETE ON steps WHEN old.thread_id IS NOT NULL BEGIN
-        {_COUNT_OUT}; END
+        {_COUNT_OUT};
+        UPDATE threads SET question = NULL, asked_ns = NULL, asked_step = NULL WHERE asked_step = old.number
+            AND id = old.thread_id; END
     """,
     f"""
     CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens ON steps
@@ -280,6 +304,7 @@ _VERSION_3: Final = (
     *_ROLLUPS,
     *_INDEXED,
     *_JUDGED,
+    *_QUESTIONS,
 )
 
 MIGRATIONS: Final = (_VERSION_1, _VERSION_2, _VERSION_3)

@@ -148,6 +148,9 @@ def select_scores(columns: str, filter: ScoreQuery, page: Keyset) -> tuple[str, 
     ):
         if value is not None:
             where.add(term, value)
+    if filter.step_ids is not None:
+        ids = _some("step_ids", filter.step_ids)
+        where.add(f"c.step_id IN ({', '.join('?' * len(ids))})", *map(pack_id, ids))
     _add_times(where, filter, keys[0])
     if page.after is not None:  # implied by what `_page` adds, but SQLite compares no pairs in an index of expressions
         where.add(f"{_CREATED} {'<=' if page.direction == 'DESC' else '>='} ?", page.after[0])

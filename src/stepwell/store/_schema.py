@@ -55,6 +55,10 @@ for one named `feedback` that did.
 `errors` (failed steps) and `tokens` (a REAL beyond 64 bits) are sums over its steps: who inserts steps adds to them,
 what updates and deletions change is the work of the triggers `steps_updated` and `steps_deleted`.
 
+What was asked, since version 3, is 48 bits of BLAKE2b, made as `stepwell.store._questions` tells: `threads.item` of the
+dataset item that the metadata name, and `threads.question` of what its step `asked_step` was given, the first, which
+started at `asked_ns`. `questions`: `step` and `question`, of runs outside of threads, or with an item of their own.
+
 What deletions need, since version 3:
 
 `state`, one row: `last_number`, `last_message` and `last_pack` are numbers of steps, messages and packs that were given
@@ -115,6 +119,7 @@ marked `stray` and have indexes of their own.
 | newest threads; threads of a user | `threads_active`; `threads_user_name`, `threads_user_id` |
 | sums of hours and days; users by latest step | `rollups_key`, `user_rollups_key`; `users_active` |
 | words | `step_texts` |
+| threads and runs of one question | `threads_question`, `questions_question` |
 | feedback that waits for its step | `scores_waiting` |
 | newest scores, and those of a name | `scores_created`, `scores_name` |
 | references of payloads that are in no pack | `payload_refs` |

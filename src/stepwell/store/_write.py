@@ -41,6 +41,7 @@ from stepwell.store._merge import (
 from stepwell.store._messages import MIN_BYTES, Bodies, Cut, Cutter, Numbers, is_large, number_messages, write_refs
 from stepwell.store._packs import PackWriter, packs_pay
 from stepwell.store._previews import previews_of
+from stepwell.store._questions import FORGET_QUESTION, SET_ITEM, Questions, item_of
 from stepwell.store._rows import (
     METADATA_BIT,
     OPTIONAL_STEP_COLUMNS,
@@ -138,6 +139,7 @@ class Intake:
         self.scores: list[tuple[int, str, list[Score]]] = []
         self.cuts: list[tuple[list[Any], list[Cut]]] = []  # with the row of `payload`
         self.cutter = Cutter()
+        self.questions = Questions()
         self._check_numbers = check_numbers
         self._packer = StepPacker()
         self._seen: set[str] = set()
@@ -189,6 +191,7 @@ class Intake:
             self.tags.append((step.tags, row))
         if BLOB_MARK in frame and (hashes := hashes_in(frame)):
             self.blobs.append((hashes, row))
+        self.questions.take(step, generation, row)
 
     def _take_scores(self, index: int, step: StepRecord) -> None:
         scores = step.scores or []
@@ -346,6 +349,7 @@ class _Writer:
                     visit = visits[thread_id] = Visit()
                 visit.add(row, place_of_tokens(shape))
         self._db.executemany(TOUCH_THREAD, (visit.values(thread_id) for thread_id, visit in visits.items()))
+        intake.questions.write(self._db, self._known)
         if self._db.execute("SELECT 1 FROM scores WHERE waiting LIMIT 1").fetchone():
             self._db.execute(_SET_AWAITED_FEEDBACK[0], (first,))
             self._db.execute(_SET_AWAITED_FEEDBACK[1])
@@ -376,15 +380,18 @@ class _Writer:
             merged.scores = None
             if merged == old:
                 return
-            shape, row, payload = self._pack(merged)
+            questions = Questions()
+            shape, row, payload = self._pack(merged, questions)
         except (UsageError, UnicodeDecodeError) as error:
             self.refused.append(Rejection(index, step.id, str(error)))
             return
-        payload[0] = number
+        row[0] = payload[0] = number
         self._position += 1
         if merged.thread_id is not None:  # before the step's update, which counts it there
             self._db.execute(TOUCH_THREAD, (merged.thread_id, row[4], row[4], 0, 0, 0))
         self._db.execute(update_step(shape), (*row[2:], self._position, number))
+        self._db.execute(FORGET_QUESTION, (number,))
+        questions.write(self._db, set())
         if shape >= _FIRST_PAYLOAD_BIT:
             self._db.execute(insert_payload(shape, replace=True), payload)
             self._list_references(index, values[_REFS], payload)
@@ -408,11 +415,12 @@ class _Writer:
         if old_refs is not None and old_refs != payload[-1]:
             loosen_messages(self._db, spans_of_refs(old_refs))
 
-    def _pack(self, step: StepRecord) -> tuple[int, list[Any], list[Any]]:
+    def _pack(self, step: StepRecord, questions: Questions) -> tuple[int, list[Any], list[Any]]:
         generation, cutter = parse_generation(step), Cutter()
         previews = previews_of(step, generation)
         cuts = cutter.cut(step, generation)
         shape, row, payload = self._packer.pack(step, generation, previews, has_refs=bool(cuts))
+        questions.take(step, generation, row)
         if cuts:
             numbers, new = number_messages(self._db, cutter.bodies, self._known_numbers)
             self.numbers |= numbers
@@ -431,6 +439,7 @@ class _Writer:
                 return
         active_ns = UNKNOWN_NS if merged.created_ns is None else merged.created_ns
         self._db.execute(_REPLACE_THREAD, (*row_of_thread(merged), active_ns))
+        self._db.execute(SET_ITEM, (item_of(merged.metadata), merged.id))
         self.accepted.add(index)
 
     def merge_scores(self, index: int, step_id: str, scores: list[Score]) -> None:

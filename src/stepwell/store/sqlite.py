@@ -46,6 +46,7 @@ from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._judging import judge_more
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
+from stepwell.store._questions import read_alike
 from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
     FACET_SQL,
@@ -282,6 +283,16 @@ class SqliteStore:
         if len(found) > 1:
             raise UsageError(f"{id!r} is the beginning of several step ids, such as {found[0]} and {found[1]}")
         return Found("step", found[0])
+
+    def alike(self, of: Found, *, limit: int = 50) -> list[Found]:
+        """Return the threads, and the runs outside of threads, that were asked the same as this one, with itself."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise UsageError(f"limit must be 1 to {MAX_PAGE}, got {limit}")
+        with self._connections.reading() as db:
+            found = read_alike(db, of.kind, pack_id(of.id) if of.kind == "step" else of.id, limit)
+        if found is None:
+            raise NotFoundError(f"there is no step {of.id!r}")
+        return found
 
     def records(self, filter: StepFilter | None = None) -> Iterator[bytes]:
         """Stream records as JSON lines: threads, then steps by start, then scores whose step is unknown."""

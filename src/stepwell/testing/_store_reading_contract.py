@@ -403,6 +403,66 @@ class StoreReadingContract:
             seen |= {row.id: row.name for row in rows}
         assert seen == {row.id: row.name for row in store.steps().items}
 
+    # what was asked the same
+
+    def test_threads_and_runs_of_one_question_are_found_by_each_other(self, store: Store) -> None:
+        said = [
+            {"role": "system", "content": "be kind"},
+            {"role": "user", "content": [{"type": "text", "text": "why?"}]},
+        ]
+        store.add(
+            [
+                finished("a", 10, thread_id="t-1", input="why?"),
+                finished("a2", 30, thread_id="t-1", input="how?"),
+                finished("b", 20, input={"question": " why? "}),
+                finished("c", 30, input={"question": "why?", "city": "Rome"}),
+                step("d-1", type="system_message", start_ns=40, thread_id="t-2", output={"content": "be kind"}),
+                finished("d-2", 41, thread_id="t-2"),
+                finished("d-3", 42, thread_id="t-2", type="llm", parent_id="d-2", generation={"messages": said}),
+                finished("e", 50, thread_id="t-3", input="how?"),
+            ]
+        )
+        same = [Found("thread", "t-1"), Found("step", "b"), Found("thread", "t-2")]
+        assert store.alike(Found("step", "a")) == same
+        assert store.alike(Found("step", "a2")) == store.alike(Found("step", "b")) == same
+        assert store.alike(Found("step", "d-3")) == store.alike(Found("thread", "t-2")) == same
+        assert store.alike(Found("thread", "t-1"), limit=2) == same[1:]
+        assert store.alike(Found("thread", "t-3")) == [Found("thread", "t-3")]
+        assert store.alike(Found("thread", "unknown")) == []
+        with pytest.raises(NotFoundError):
+            store.alike(Found("step", "unknown"))
+        with pytest.raises(UsageError):
+            store.alike(Found("step", "a"), limit=0)
+
+    def test_a_dataset_item_tells_what_was_asked_whatever_was_said(self, store: Store) -> None:
+        store.add(
+            [
+                line("thread", "t-1", metadata={"task_id": 7, "trial": 1}),
+                finished("a", 10, thread_id="t-1", input="hello"),
+                finished("b", 20, thread_id="t-2", input="good day"),
+                finished("c", 30, thread_id="t-3", input="hello", metadata={"task_id": 7, "dataset": "other"}),
+                finished("d", 40, thread_id="t-3", input="hello", metadata={"task_id": 7, "dataset": "other"}),
+            ]
+        )
+        assert store.alike(Found("thread", "t-2")) == [Found("thread", "t-2")]
+        store.add([line("thread", "t-2", metadata={"task_id": 7})])
+        assert store.alike(Found("thread", "t-2")) == [Found("thread", "t-1"), Found("thread", "t-2")]
+        assert store.alike(Found("step", "d")) == [Found("step", "c"), Found("step", "d")]
+        assert store.alike(Found("thread", "t-3")) == [Found("thread", "t-3")]
+
+    def test_what_was_asked_follows_its_step_when_that_changes_or_goes(self, store: Store) -> None:
+        store.add([finished("a", 10, input="why?"), finished("b", 20, thread_id="t-1", input="why?")])
+        store.add([finished("c", 30, thread_id="t-1", input="how?"), step("d", type="run", start_ns=40)])
+        store.add([step("d", input="why?", status="success")])
+        assert store.alike(Found("step", "d")) == [Found("step", "a"), Found("thread", "t-1"), Found("step", "d")]
+        store.add([step("a", input="how?"), step("b", input="when?")])
+        assert store.alike(Found("step", "d")) == [Found("step", "d")]
+        store.add([step("a", input="why?", thread_id="t-2"), step("b", input="why?")])
+        assert store.alike(Found("step", "d")) == [Found("thread", "t-2"), Found("thread", "t-1"), Found("step", "d")]
+        store.delete_run("b")
+        store.delete_run("d")
+        assert store.alike(Found("step", "a")) == [Found("thread", "t-2")]
+
     # care
 
     def test_stats_count_what_is_there(self, store: Store) -> None:
