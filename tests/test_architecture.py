@@ -216,6 +216,8 @@ ORDER = [
     "server.pages._dashboard",
     "server.pages._aligning",
     "server.pages._compare",
+    "server.pages._forks",
+    "server.pages._fork",
     "server.app",
     "server._logs",
     "server._run",

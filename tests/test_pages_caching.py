@@ -209,5 +209,5 @@ def test_a_break_is_a_row_of_the_findings_and_a_line_of_the_call(tmp_path: Path)
         assert "“&lt;b&gt;cleared&lt;/b&gt;”" in text
         assert '2,944</td><td class="n"><span class="note">unknown</span>' in text
         line = server.client.get("/runs/run?step=c2").text
-        assert "message 4 differs, so 2,944 of 2,944 tokens were not read from it." in line
+        assert "what differs first is message 4, and 2,944 of 2,944 tokens were not read from it." in line
         assert "prompt cache" not in server.client.get("/runs/run?step=c1").text

@@ -57,7 +57,8 @@ what updates and deletions change is the work of the triggers `steps_updated` an
 
 What was asked, since version 3, is 48 bits of BLAKE2b, made as `stepwell.store._questions` tells: `threads.item` of the
 dataset item that the metadata name, and `threads.question` of what its step `asked_step` was given, the first, which
-started at `asked_ns`. `questions`: `step` and `question`, of runs outside of threads, or with an item of their own.
+started at `asked_ns`. `questions`: `step` and `question`, of runs outside of threads, or with an item of their own. The
+triggers `steps_unasked` and `threads_left` forget what a step asked that goes, or goes to another thread.
 
 What deletions need, since version 3:
 

@@ -26,7 +26,7 @@ from stepwell.model import StepRecord
 from stepwell.server.pages._content import first_line, mapping, read
 from stepwell.server.pages._entry import generation_of
 
-__all__ = ["AHEAD", "BEHIND", "Break", "Prompt", "breaks", "held", "may_have_broken", "prompt_of"]
+__all__ = ["AHEAD", "BEHIND", "Break", "Prompt", "breaks", "differences", "held", "may_have_broken", "prompt_of"]
 
 BEHIND: Final = 6  # earlier calls of a branch among which the one that a call goes on from is looked for
 AHEAD: Final = 4  # later calls that may show that the earlier one went on without this one
@@ -296,7 +296,7 @@ def _related(one: Prompt, other: Prompt) -> bool:
 
 
 def _judged(before: Prompt, call: Prompt, prices: tuple[float, float] | None) -> Break | None:
-    parts = list(_differences(before, call))
+    parts = list(differences(before, call))
     _, model, provider = before.branch
     expected = held(provider, model, before.input_tokens, before.cached, before.written)
     if expected is not None and call.input_tokens is not None:
@@ -326,7 +326,7 @@ def _idle(before: Prompt, call: Prompt) -> int | None:
     return None if ended is None or call.start_ns is None else max(call.start_ns - ended, 0)
 
 
-def _differences(before: Prompt, call: Prompt) -> Iterator[tuple[str, str, int | None, int | None]]:
+def differences(before: Prompt, call: Prompt) -> Iterator[tuple[str, str, int | None, int | None]]:
     """Yield the parts that differ, in the order in which a provider puts them together: name, how, and places."""
     if before.tools != call.tools:
         yield "tools", _tools_differ(before.tools, call.tools), None, None

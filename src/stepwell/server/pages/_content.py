@@ -23,6 +23,7 @@ __all__ = [
     "Message",
     "Part",
     "Tool",
+    "compact",
     "first_line",
     "json_in",
     "mapping",

@@ -22,12 +22,13 @@ from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._panel import panel_of
 from stepwell.server.pages._rows import Family, Row, Sums
 from stepwell.server.pages._show import Show
-from stepwell.store import MAX_PAGE, Store
+from stepwell.store import MAX_PAGE, Found, Store
 
 __all__ = ["StepId", "families_of", "panel_context", "router"]
 
 VIEWS: Final = ("transcript", "tree", "timeline")
 MAX_CHANGES: Final = 20_000
+MAX_ALIKE: Final = 101
 
 router = APIRouter(include_in_schema=False)
 
@@ -78,6 +79,7 @@ def run_page(store: InStore, request: Request, id: StepId, look: Looked) -> Resp
         "position": position,
         "range": _range(family, look),
         "lane": lane_of,
+        "runs_alike": len(store.alike(Found("step", id), limit=MAX_ALIKE)),
         "beside": neighbours_of(store, id, look.within),
         "strip": strip_of(family) if look.view == "timeline" else None,
         **panel_context(store, request, family, selected, address, look),

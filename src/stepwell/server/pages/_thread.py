@@ -23,12 +23,13 @@ from stepwell.server.pages._listing import Back, Cursor, Listed
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._runs import families_of
 from stepwell.server.pages._show import Show
-from stepwell.store import RunRow, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
+from stepwell.store import Found, RunRow, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
 
 __all__ = ["router"]
 
 PAGE_ROWS: Final = 100
 WORK_ROWS: Final = 60
+MAX_ALIKE: Final = 101
 _IMAGES: Final = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp"))
 
 router = APIRouter(include_in_schema=False)
@@ -134,6 +135,7 @@ def thread_page(  # noqa: PLR0917 (FastAPI passes them by name)
         "turns": _turns(store, id, listed.items, only),
         "listed": listed,
         "only": only,
+        "runs_alike": len(store.alike(Found("thread", id), limit=MAX_ALIKE)),
         "show": partial(Show, links),
         "images": _IMAGES,
         "rows": len(listed.items),
