@@ -203,11 +203,17 @@ def test_a_break_is_a_row_of_the_findings_and_a_line_of_the_call(tmp_path: Path)
         viewing.add(server.store, viewing.a_run(), call("c1", 1, TALK), call("c2", 3, broken))
         text = server.client.get("/findings/run").text
         assert "1 call broke the prompt cache" in text
-        assert '<a href="/runs/run?step=c2">call 2</a></td><td><a href="/runs/run?step=c1">call 1</a>' in text
+        assert (
+            '<a href="/runs/run?step=c2">call 2</a></td><td data-label="goes on from">'
+            '<a href="/runs/run?step=c1">call 1</a>' in text
+        )
         assert '<a href="/messages/c2?first=3&amp;last=4"><b>message 4</b></a>' in text
         assert '<a class="note" href="/messages/c1?first=3&amp;last=4">as it was</a>' in text
         assert "“&lt;b&gt;cleared&lt;/b&gt;”" in text
-        assert '2,944</td><td class="n"><span class="note">unknown</span>' in text
+        assert (
+            '2,944 <span class="note">of 2,944</span></td><td class="n" data-label="cost:"><span class="note">unknown'
+            in text
+        )
         line = server.client.get("/runs/run?step=c2").text
         assert "what differs first is message 4, and 2,944 of 2,944 tokens were not read from it." in line
         assert "prompt cache" not in server.client.get("/runs/run?step=c1").text

@@ -185,7 +185,10 @@ def _judged(score: Score | None, least: float | None) -> tuple[Outcome, str]:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where two cases part: the last place that both came to, and the places of the cases; the left one is good."""
+    """Where two cases part: the last place that both came to, and the places of the cases.
+
+    Of a bad and a good one, the left is the bad one: what it alone has is struck out.
+    """
 
     node: Node
     left: int
@@ -208,7 +211,7 @@ def parting_at(node: Node, cases: Sequence[Case]) -> Parting | None:
     pairs = [(good, bad) for good in firsts["good"] for bad in firsts["bad"] if good[1] != bad[1]]
     if pairs:
         good, bad = min(pairs, key=lambda pair: (pair[0][0] + pair[1][0], pair[0][0]))
-        return Parting(node, good[0], bad[0])
+        return Parting(node, bad[0], good[0])
     one, other = sorted(several[0] for several in ways.values())[:2]
     return Parting(node, one, other)
 
@@ -230,14 +233,15 @@ def partings(root: Node, nodes: dict[str, Node], cases: Sequence[Case]) -> tuple
     node = root
     while (key := node.continuation(good)) and key == node.continuation(bad):
         node = node.children[key]
-    return Parting(node, good, bad), every
+    return Parting(node, bad, good), every
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A line of the drawn tree: an action, a `fork` after it, an `end` of some cases, or a `fold` of several actions.
 
-    `level` is how many forks are above it, `counts` how many of its cases went well, badly, or unknown.
+    `level` is how many forks are above it, `counts` how many of its cases went well, badly, or unknown. A fork `parts`
+    good ones from bad ones; a line that `starts` is the first of a way on.
     """
 
     kind: Literal["action", "fork", "end", "fold"]
@@ -245,6 +249,7 @@ class Row:
     level: int
     counts: dict[Outcome, int]
     parts: bool = False
+    starts: bool = False
     folded: Sequence[Node] = ()
 
 
@@ -266,7 +271,7 @@ def rows_of(root: Node, cases: Sequence[Case], chosen: Node | None) -> Iterator[
             yield Row("fork", node, level, _counts(node.cases, cases), parts)
         below = min(level + 1, MAX_LEVEL) if node.ways > 1 else level
         if node.ends:
-            yield Row("end", node, below, _counts(node.ends, cases))
+            yield Row("end", node, below, _counts(node.ends, cases), starts=node.ways > 1)
         widest_last = sorted(node.children.values(), key=lambda child: (len(child.cases), -child.cases[0]))
         waiting += [(child, below) for child in widest_last]
 
@@ -275,7 +280,7 @@ def _stretch(nodes: Sequence[Node], level: int, cases: Sequence[Case]) -> Iterat
     """Yield a stretch, its first action and its last open, what is between folded where it is long."""
     fold = len(nodes) >= FOLD + 2
     for node in nodes[:1] if fold else nodes:
-        yield Row("action", node, level, _counts(node.cases, cases))
+        yield Row("action", node, level, _counts(node.cases, cases), starts=node is nodes[0])
     if fold:
         yield Row("fold", nodes[1], level, _counts(nodes[1].cases, cases), folded=nodes[1:-1])
         yield Row("action", nodes[-1], level, _counts(nodes[-1].cases, cases))
