@@ -95,6 +95,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
         add(server.store, step("hello", 7001, "system_message", output={"content": "Be kind."}, thread_id="talk-0"))
         judged = {"kind": "score", "step_id": "turn-000-a", "name": "tone", "value": 0.9, "comment": "warm"}
         add(server.store, {**judged, "id": "s-1"})
+        of_a_run = {"kind": "score", "step_id": "turn-007"}
+        for name, said in (("zeal", {"value": 1 / 3}), ("feedback", {"label": "negative"}), ("<b>", {"label": "<i>"})):
+            add(server.store, {**of_a_run, "id": name, "name": name, **said})
+        add(server.store, *({**of_a_run, "id": name, "name": name} for name in ("comment", "y", "z")))
         yield server
 
 
@@ -170,8 +174,15 @@ def test_a_row_shows_previews_sums_and_the_worst_inside(browser: Browser, server
     with Visit(browser, server) as visit:
         visit.page.goto("/runs?q=name:turn-007")
         row = visit.page.locator("[data-id=turn-007]")
-        for text in ("question 7?", "answer 7.", "1 failed inside", "15", "$0.02", "4.10 s", "talk-1"):
+        for text in ("question 7?", "answer 7.", "1 failed inside", "15", "$0.02", "4.10 s", "talk-1", "negative"):
             expect(row).to_contain_text(text)
+        expect(row.locator(".score")).to_have_text(["<b> <i>", "comment", "y"])
+        follow(visit, "text=+2 more")
+        expect(visit.page.locator("#scores")).to_contain_text("zeal 0.3333")
+        visit.page.goto("/steps?q=id:turn-000-a")
+        expect(visit.page.locator("[data-id=turn-000-a] .score")).to_have_text("tone 0.9")
+        visit.page.goto("/threads?q=thread:talk-0")
+        expect(visit.page.locator("[data-id=talk-0]")).to_contain_text("$0.40")
 
 
 def test_what_a_list_does_is_in_its_address_and_back_undoes_one(browser: Browser, server: AppServer) -> None:

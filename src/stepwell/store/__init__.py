@@ -48,6 +48,7 @@ __all__ = [
     "Facets",
     "Feedback",
     "Found",
+    "Judgements",
     "Order",
     "Page",
     "Reaction",
@@ -179,7 +180,8 @@ class RunRow(StepRow, frozen=True, omit_defaults=False):
 
 class ThreadRow(Struct, frozen=True, omit_defaults=True):
     """A thread as lists show it, with sums over its steps. `user` is the user's identifier, else the user's id.
-    `asked` and `answered` are previews of the first message or run, and of the last.
+    `spent` is the cost of model calls, where known. `asked` and `answered` are previews of the first message or run,
+    and of the last.
     """
 
     id: str
@@ -193,8 +195,20 @@ class ThreadRow(Struct, frozen=True, omit_defaults=True):
     steps: int = 0
     errors: int = 0
     tokens: int = 0
+    spent: float | None = None
     asked: str | None = None
     answered: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """The latest score of each name that a step has (by `created_ns`, then by arrival), by name, without comments.
+
+    They are found among the 100 scores that came last; `more` says that the step has others.
+    """
+
+    latest: tuple[Score, ...]
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +286,10 @@ class Store(Protocol):
         self, filter: ScoreQuery = ..., *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
     ) -> Page[Score]:
         """List scores by creation, each with the id of its step, whether or not the step is known."""
+        ...
+
+    def judgements(self, ids: Sequence[str]) -> dict[str, Judgements]:
+        """Return what those of the steps that have scores were given, by id. At most `MAX_PAGE`."""
         ...
 
     def tree(self, id: str) -> list[StepRow]:

@@ -99,9 +99,12 @@ _VERSION_2: Final = (
     "CREATE INDEX steps_agent_id ON steps (agent_id, start_ns) WHERE agent_id IS NOT NULL",
 )
 
-_COUNT_OUT: Final = """
+_PRICED: Final = "({row}type IS 'llm' AND {row}cost IS NOT NULL)"
+_OLD_PRICED: Final = _PRICED.format(row="old.")
+_COUNT_OUT: Final = f"""
     UPDATE threads SET steps = steps - 1, errors = errors - (old.status IS 'failed'),
-        tokens = tokens - ifnull(old.total_tokens, 0) WHERE id = old.thread_id
+        tokens = tokens - ifnull(old.total_tokens, 0), priced = priced - {_OLD_PRICED},
+        cost = cost - {_OLD_PRICED} * ifnull(old.cost, 0) WHERE id = old.thread_id
 """
 _COUNT_IN: Final = _COUNT_OUT.replace(" - ", " + ").replace("old.", "new.")
 _SUMS: Final = """
@@ -243,10 +246,13 @@ _VERSION_3: Final = (
     "ALTER TABLE threads ADD COLUMN errors INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE threads ADD COLUMN tokens INTEGER NOT NULL DEFAULT 0",
     # sum() fails where the sum has more than 64 bits; + and * go on as REAL.
-    """
-    UPDATE threads SET (steps, errors, tokens) = (
+    "ALTER TABLE threads ADD COLUMN priced INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE threads ADD COLUMN cost REAL NOT NULL DEFAULT 0",
+    f"""
+    UPDATE threads SET (steps, errors, tokens, priced, cost) = (
         SELECT count(*), count(*) FILTER (WHERE status = 'failed'),
-            ifnull(sum(total_tokens >> 32) * 4294967296 + sum(total_tokens & 4294967295), 0)
+            ifnull(sum(total_tokens >> 32) * 4294967296 + sum(total_tokens & 4294967295), 0),
+            count(*) FILTER (WHERE {_PRICED.format(row="")}), total(cost) FILTER (WHERE {_PRICED.format(row="")})
         FROM steps WHERE thread_id = threads.id
     )
     """,
@@ -257,8 +263,9 @@ _VERSION_3: Final = (
             AND id = old.thread_id; END
     """,
     f"""
-    CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens ON steps
-    WHEN (old.thread_id, old.status, old.total_tokens) IS NOT (new.thread_id, new.status, new.total_tokens) BEGIN
+    CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens, type, cost ON steps
+    WHEN (old.thread_id, old.status, old.total_tokens, old.type, old.cost)
+        IS NOT (new.thread_id, new.status, new.total_tokens, new.type, new.cost) BEGIN
         {_COUNT_OUT}; {_COUNT_IN}; END
     """,
     "CREATE INDEX steps_user ON steps (user, start_ns) WHERE user IS NOT NULL",

@@ -433,9 +433,9 @@ def row_of_thread(thread: ThreadRecord) -> tuple[Any, ...]:
 def thread_row(row: Sequence[Any], sums: Sequence[Any]) -> ThreadRow:
     """Return a row of `THREAD_COLUMNS` with what its steps say, in the order of `ThreadRow`."""
     id, name, _, user, tags, _, environment, created_ns = row
-    first_ns, last_ns, steps, errors, tokens, asked, answered = sums
+    first_ns, last_ns, steps, errors, tokens, priced, cost, asked, answered = sums
     listed = () if tags is None else _tag_tuple.decode(tags)
-    known = (first_ns, last_ns, steps, errors, int(tokens), asked, answered)
+    known = (first_ns, last_ns, steps, errors, int(tokens), cost if priced else None, asked, answered)
     return ThreadRow(id, name, user, listed, environment, created_ns, *known)
 
 

@@ -52,8 +52,9 @@ for one named `feedback` that did.
 
 `threads`: `number`, `id`, `name`, `user` (JSON), `user_name` (its identifier, else its id), `tags`, `metadata` (JSON),
 `environment`, `created_ns`, and `active_ns`: the start of the latest step, else the creation, else -1. `steps`,
-`errors` (failed steps) and `tokens` (a REAL beyond 64 bits) are sums over its steps: who inserts steps adds to them,
-what updates and deletions change is the work of the triggers `steps_updated` and `steps_deleted`.
+`errors` (failed steps), `tokens` (a REAL beyond 64 bits), `priced` (model calls with a cost) and `cost` (theirs) are
+sums over its steps: who inserts steps adds to them, what updates and deletions change is the work of the triggers
+`steps_updated` and `steps_deleted`.
 
 What was asked, since version 3, is 48 bits of BLAKE2b, made as `stepwell.store._questions` tells: `threads.item` of the
 dataset item that the metadata name, and `threads.question` of what its step `asked_step` was given, the first, which

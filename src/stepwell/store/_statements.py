@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from stepwell.store._rows import OPTIONAL_STEP_COLUMNS, PAYLOAD_COLUMNS, REQUIRED_STEP_COLUMNS
 
-__all__ = ["insert_payload", "insert_step", "place_of_tokens", "present_columns", "says_nothing_new", "update_step"]
+__all__ = ["insert_payload", "insert_step", "places_of_sums", "present_columns", "says_nothing_new", "update_step"]
 
 
 @lru_cache(maxsize=1024)
@@ -18,9 +18,11 @@ def present_columns(shape: int) -> tuple[list[str], list[str]]:
 
 
 @lru_cache(maxsize=1024)
-def place_of_tokens(shape: int) -> int | None:
-    names = present_columns(shape)[0]
-    return len(REQUIRED_STEP_COLUMNS) + names.index("total_tokens") if "total_tokens" in names else None
+def places_of_sums(shape: int) -> tuple[int | None, int | None]:
+    """Return the places of the tokens and of the cost in a row, None where it has none."""
+    names = [*REQUIRED_STEP_COLUMNS, *present_columns(shape)[0]]
+    tokens, cost = (names.index(name) if name in names else None for name in ("total_tokens", "cost"))
+    return tokens, cost
 
 
 @lru_cache(maxsize=1024)

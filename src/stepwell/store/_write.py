@@ -66,7 +66,7 @@ from stepwell.store._spans import spans_of_refs
 from stepwell.store._statements import (
     insert_payload,
     insert_step,
-    place_of_tokens,
+    places_of_sums,
     present_columns,
     says_nothing_new,
     update_step,
@@ -347,7 +347,7 @@ class _Writer:
                 visit = visits.get(thread_id)
                 if visit is None:
                     visit = visits[thread_id] = Visit()
-                visit.add(row, place_of_tokens(shape))
+                visit.add(row, *places_of_sums(shape))
         self._db.executemany(TOUCH_THREAD, (visit.values(thread_id) for thread_id, visit in visits.items()))
         intake.questions.write(self._db, self._known)
         if self._db.execute("SELECT 1 FROM scores WHERE waiting LIMIT 1").fetchone():
@@ -388,7 +388,7 @@ class _Writer:
         row[0] = payload[0] = number
         self._position += 1
         if merged.thread_id is not None:  # before the step's update, which counts it there
-            self._db.execute(TOUCH_THREAD, (merged.thread_id, row[4], row[4], 0, 0, 0))
+            self._db.execute(TOUCH_THREAD, (merged.thread_id, row[4], row[4], 0, 0, 0, 0, 0.0))
         self._db.execute(update_step(shape), (*row[2:], self._position, number))
         self._db.execute(FORGET_QUESTION, (number,))
         questions.write(self._db, set())

@@ -24,6 +24,7 @@ from stepwell.store import (
     Deleted,
     Facets,
     Found,
+    Judgements,
     Order,
     Page,
     Rollup,
@@ -43,6 +44,7 @@ from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
 from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
+from stepwell.store._judgements import read_judgements
 from stepwell.store._judging import judge_more
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
@@ -101,7 +103,9 @@ def _said(column: str, type: str, order: str) -> str:
 
 _ASKED: Final = _said("CASE type WHEN 'user_message' THEN output_preview ELSE input_preview END", "user_message", "")
 _ANSWERED: Final = _said("output_preview", "assistant_message", " DESC")
-_SUMS: Final = f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens, {_ASKED}, {_ANSWERED}"
+_SUMS: Final = (
+    f"({_START} LIMIT 1), ({_START} DESC LIMIT 1), t.steps, t.errors, t.tokens, t.priced, t.cost, {_ASKED}, {_ANSWERED}"
+)
 _SPAN: Final = (
     "SELECT (SELECT min(start_ns) FROM steps WHERE start_ns >= 0), "
     "(SELECT max(start_ns) FROM steps WHERE start_ns >= 0)"
@@ -170,8 +174,7 @@ class SqliteStore:
 
     def steps_in_full(self, ids: Sequence[str]) -> list[StepRecord]:
         """Return whole steps, in the order of their ids; those that are not there are left out. At most `MAX_PAGE`."""
-        if len(ids) > MAX_PAGE:
-            raise UsageError(f"ids may be {MAX_PAGE} at most, got {len(ids)}")
+        _check_ids(ids)
         with self._connections.reading() as db:
             return read_steps(db, ids)
 
@@ -229,7 +232,7 @@ class SqliteStore:
         page = Keyset("t", limit, cursor, order)
         with self._connections.reading() as db:
             rows = db.execute(*select_threads(f"{_THREAD}, {_SUMS}", filter, page)).fetchall()
-        return _page([thread_row(row[2:-7], row[-7:]) for row in rows[:limit]], rows, page)
+        return _page([thread_row(row[2:-9], row[-9:]) for row in rows[:limit]], rows, page)
 
     def facets(self, filter: StepFilter = _ALL_STEPS) -> Facets:
         """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
@@ -250,6 +253,12 @@ class SqliteStore:
         for row, score in zip(rows, scores, strict=False):
             score.step_id = unpack_id(row[2])
         return _page(scores, rows, page)
+
+    def judgements(self, ids: Sequence[str]) -> dict[str, Judgements]:
+        """Return what those of the steps that have scores were given, by id. At most `MAX_PAGE`."""
+        _check_ids(ids)
+        with self._connections.reading() as db:
+            return read_judgements(db, ids)
 
     def tree(self, id: str) -> list[StepRow]:
         """Return the step and all steps below it, by start; raises `NotFoundError`."""
@@ -408,6 +417,11 @@ def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[
     more = len(rows) > len(items)
     first, last = rows[0][:2][::-1], rows[len(items) - 1][:2][::-1]
     return Page(items, page.next(*last) if more else None, page.previous(*first))
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    if len(ids) > MAX_PAGE:
+        raise UsageError(f"ids may be {MAX_PAGE} at most, got {len(ids)}")
 
 
 def _sums(rows: list[tuple[Any, ...]]) -> tuple[int, int, int, int, float | None]:

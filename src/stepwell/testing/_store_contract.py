@@ -328,21 +328,28 @@ class StoreContract(StoreDeletionContract, StoreOutcomeContract):
     def test_the_sums_of_a_thread_follow_its_steps(self, store: Store) -> None:
         def sums() -> dict[str, tuple[object, ...]]:
             return {
-                row.id: (row.steps, row.errors, row.tokens, row.first_step_ns, row.last_step_ns)
+                row.id: (row.steps, row.errors, row.tokens, row.spent, row.first_step_ns, row.last_step_ns)
                 for row in store.threads().items
             }
 
-        def used(tokens: int) -> bytes:
-            return json.encode({"model": "m", "usage": {"total_tokens": tokens}})
+        def used(tokens: int, cost: float) -> bytes:
+            return json.encode({"model": "m", "usage": {"total_tokens": tokens}, "cost": cost, "messages": [1]})
 
         store.add([step("a", thread_id="t", status="pending", start_ns=4), step("b"), step("c", thread_id="t")])
-        assert sums() == {"t": (2, 0, 0, 4, 4)}
-        store.add([step("a", status="failed", generation=used(7)), step("b", thread_id="t", start_ns=3)])
-        assert sums() == {"t": (3, 1, 7, 3, 4)}
-        assert store.add([step("a", status="failed", generation=used(7))]).duplicates == 1
-        assert sums() == {"t": (3, 1, 7, 3, 4)}
-        store.add([step("a", thread_id="u"), finished("d", 9, thread_id="u", generation=used(2))])
-        assert sums() == {"t": (2, 0, 0, 3, 3), "u": (2, 1, 9, 4, 9)}
+        assert sums() == {"t": (2, 0, 0, None, 4, 4)}
+        paid = step("a", type="llm", status="failed", generation=used(7, 0.5))
+        store.add([paid, step("b", thread_id="t", start_ns=3)])
+        assert sums() == {"t": (3, 1, 7, 0.5, 3, 4)}
+        assert store.add([paid]).duplicates == 1
+        assert sums() == {"t": (3, 1, 7, 0.5, 3, 4)}
+        store.add([step("a", type="llm", generation=used(7, 0.25))])
+        store.add([finished("e", 8, thread_id="t", type="tool", generation=used(0, 8.0))])  # reported, not spent
+        assert sums() == {"t": (4, 1, 7, 0.25, 3, 8)}
+        new = finished("d", 9, type="llm", thread_id="u", generation=used(2, 2.0))
+        store.add([step("a", thread_id="u"), new])
+        assert sums() == {"t": (3, 0, 0, None, 3, 8), "u": (2, 1, 9, 2.25, 4, 9)}
+        store.delete_run("d")
+        assert sums()["u"] == (1, 1, 7, 0.25, 4, 4)
 
     @pytest.mark.parametrize("batch", [1, 3])
     def test_more_tokens_than_a_column_holds_are_summed(self, store: Store, batch: int) -> None:

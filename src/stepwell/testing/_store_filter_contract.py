@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from stepwell.errors import UsageError
-from stepwell.store import ScoreFilter, StepFilter, Store
+from stepwell.model import Score
+from stepwell.store import Judgements, ScoreFilter, StepFilter, Store
 from stepwell.testing._store_reading_contract import (
     CHILD,
     GRANDCHILD,
@@ -219,6 +220,30 @@ class StoreFilterContract(StoreReadingContract):
         assert said() == "positive"
         store.add([line("score", id, step_id="a", name="other") for id in ("s", "t", "u", "v")])
         assert said() is None
+
+    def test_of_each_name_the_latest_score_is_the_judgement(self, store: Store) -> None:
+        def judged(id: str, name: str | None, at: int | None = None, **fields: Any) -> bytes:
+            return line("score", id, step_id=ROOT, name=name, created_ns=at, **fields)
+
+        assert store.judgements([]) == store.judgements([ROOT]) == {}
+        store.add(
+            [finished(ROOT), finished("a"), judged("1", "tone", 9, value=0.5), judged("2", "tone", 8, value=0.25)]
+        )
+        store.add([judged("3", "correct", label="yes", comment="long"), judged("4", None, value=1)])
+        assert store.judgements(["a", ROOT, "none"]) == {
+            ROOT: Judgements(
+                (
+                    Score("3", name="correct", label="yes"),
+                    Score("1", name="tone", value=0.5, created_ns=9),
+                    Score("4", value=1.0),
+                )
+            )
+        }
+        store.add([judged(f"m-{n}", "many", n, value=n) for n in range(100)])
+        found = store.judgements([ROOT])[ROOT]
+        assert found == Judgements((Score("m-99", name="many", value=99.0, created_ns=99),), more=True)
+        with pytest.raises(UsageError, match="ids may be 1000 at most, got 1001"):
+            store.judgements(["a"] * 1001)
 
     def test_steps_are_kept_by_a_score(self, store: Store) -> None:
         scores: list[list[Any]] = [

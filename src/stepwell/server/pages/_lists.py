@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
@@ -22,10 +23,12 @@ from stepwell.server.pages._listing import (
     read_query,
     top_filter,
 )
-from stepwell.server.pages._page import page
+from stepwell.server.pages._marks import judged_html
+from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._views import read_views
 from stepwell.store import Order, StepFilter, Store
 from stepwell.store._conditions import thread_filter
+from stepwell.store._language import value_text
 
 __all__ = ["router"]
 
@@ -53,6 +56,7 @@ def runs(  # noqa: PLR0917 (FastAPI passes them by name)
     filter = top_filter(found.filter, None if messages or named else MESSAGES)
     listed = None if found.error else list_page(store.runs, cursor, order, back=back, filter=filter)
     extra = {**_faceted(store, None if found.error else filter, found), "messages": messages, "named": named}
+    extra["judged"] = judged_html(request, store, "runs", listed)
     return _answer(request, place, "runs", found, listed, order, **extra)
 
 
@@ -68,7 +72,8 @@ def steps(  # noqa: PLR0917 (FastAPI passes them by name)
     """List steps of all kinds, the newest first."""
     found, store = read_query(q), place.store
     listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
-    extra = _faceted(store, None if found.error else found.filter, found)
+    extra = {**_faceted(store, None if found.error else found.filter, found)}
+    extra["judged"] = judged_html(request, store, "steps", listed)
     return _answer(request, place, "steps", found, listed, order, **extra)
 
 
@@ -103,6 +108,12 @@ def _answer(  # noqa: PLR0917 (what the three lists have found)
     request: Request, place: Place, section: str, found: Found, listed: Listed[Any] | None, order: Order, **extra: Any
 ) -> Response:
     (_, position) = place.store.changes(None)
+    links = Links(request)
+
+    @cache
+    def tagged(tag: str) -> str:  # the same few in many rows
+        return links.here(q=f"tag:{value_text(tag)}", cursor=None, back=None)
+
     context = {
         "section": section,
         "title": _TITLES[section],
@@ -111,6 +122,7 @@ def _answer(  # noqa: PLR0917 (what the three lists have found)
         "order": order,
         "views": read_views(place),
         "position": position,
+        "tagged": tagged,
         **extra,
     }
     return page(request, f"{section}.html", context, 422 if found.error else 200)
