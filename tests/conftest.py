@@ -13,11 +13,17 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 from opentelemetry.context import Context, attach
+from xdist.workermanage import NodeManager
+
+NodeManager.EXIT_TIMEOUT = 120  # or a worker that still saves its coverage is killed after ten seconds
 
 for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     # Where the suite runs in the background, or under nohup, its children would inherit that these are ignored.
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # coverage is that of this process: measuring what it starts doubles the time
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # logfire's is loaded with the first model, and patches traceback
 

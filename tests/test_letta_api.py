@@ -172,7 +172,7 @@ def test_a_list_is_found_without_its_slash(served: Served) -> None:
     limit=st.integers(1, 6),
     data=st.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=75)
 def test_any_window_is_the_slice_of_the_list_next_to_its_step(
     starts: list[int | None], order: Any, limit: int, data: st.DataObject
 ) -> None:
@@ -790,7 +790,7 @@ ANY_JSON = st.recursive(
 
 
 @given(ANY_JSON, ANY_JSON, ANY_JSON)
-@settings(max_examples=120)
+@settings(max_examples=60)
 def test_no_shape_is_refused_and_all_are_what_the_client_reads(messages: Any, completion: Any, output: Any) -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(MessageListResponse)
     steps = [

@@ -947,6 +947,6 @@ def test_any_program_is_recorded_as_the_model_says() -> None:
     gc.collect()
     gc.freeze()
     try:
-        run_state_machine_as_test(Programs, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+        run_state_machine_as_test(Programs, settings=settings(max_examples=80, stateful_step_count=40, deadline=None))
     finally:
         gc.unfreeze()

@@ -87,7 +87,7 @@ def call(**fields: Any) -> StepRecord:
     )
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(records.steps, conventions)
 def test_any_step_comes_back_equal_from_its_span(step: StepRecord, conventions: list[Convention]) -> None:
     frame = encode_record(step)

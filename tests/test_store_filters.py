@@ -148,7 +148,7 @@ def keeps(kept: StepFilter, step: dict[str, Any]) -> bool:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(steps, max_size=8), st.lists(filters, min_size=1, max_size=4), st.booleans())
 def test_any_filter_keeps_what_the_plainest_filter_keeps(
     some: list[dict[str, Any]], conditions: list[dict[str, Any]], scores_first: bool

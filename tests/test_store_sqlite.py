@@ -658,7 +658,7 @@ updates = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(updates, st.booleans(), st.integers(1, 2)), min_size=1, max_size=8))
 def test_any_updates_in_any_batches_merge_as_the_plainest_merge_does(
     sequence: list[tuple[dict[str, Any], bool, int]],
