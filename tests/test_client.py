@@ -330,6 +330,7 @@ def test_runs_trees_and_threads_are_read(clients: list[Sync | Async]) -> None:
         2,
         datetime(2025, 1, 1, tzinfo=UTC),
     )
+    assert ids(same(clients, "threads", query="user:ada tag:demo", id="t-1")) == ["t-1"]
     detail = same(clients, "thread", "t-1")
     assert (detail.metadata, detail.user.identifier, detail.user.metadata) == ({"a": [1.0]}, "ada", {"plan": "pro"})
     assert (detail.steps, detail.tokens, detail.created_at) == (2, 10, datetime(2025, 1, 1, tzinfo=UTC))

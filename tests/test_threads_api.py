@@ -261,6 +261,15 @@ def test_a_query_is_the_one_of_the_viewer_and_names_the_character_that_is_wrong(
     for path in ("/v1/records/steps", "/v1/records/runs", "/v1/search"):
         error = served.get(path, 422, q="type:llm cost:>x")["error"]
         assert error == {"type": "invalid", "message": "expected a number, such as 0.8 (at character 16)"}
+    assert ids(served.get("/v1/threads", q="user:ada")["items"]) == ids(served.get("/v1/threads", user="ada")["items"])
+    assert ids(served.get("/v1/threads", q="thread:t-1", user="nobody")["items"]) == []
+    for wrong, begins, character in (
+        ("user:ada type:llm", "threads are found by name, user, tag, env, thread, since and until; ", 10),
+        ("since:soon", "expected a time ago, such as 30m, 2h or 7d, ", 7),
+    ):
+        error = served.get("/v1/threads", 422, q=wrong)["error"]
+        assert error["message"].startswith(begins)
+        assert error["message"].endswith(f"(at character {character})")
     assert served.get("/v1/search", 422)["error"]["fields"][0]["message"] == "Value error, a search needs text, or q"
     assert served.get("/v1/records/steps", 422, q="model:a", model="b")["error"]["message"] == (
         "model is one thing in the query and another beside it"

@@ -27,7 +27,7 @@ from stepwell.model import (
     encode_record,
 )
 from stepwell.store import Page, RunRow, StepFilter, StepRow, Store, ThreadRow
-from stepwell.store._conditions import thread_filter, with_query
+from stepwell.store._conditions import thread_filter, with_query, with_thread_query
 
 __all__ = ["LISTS", "filter_of", "list_rows", "show", "since_ns"]
 
@@ -81,7 +81,9 @@ def list_rows(store: Store, what: str, options: Mapping[str, Any], page: Mapping
         for name in ("type", "status", "model", "thread", "search"):
             if options.get(name):
                 raise UsageError(f"--{name} {options[name]!r} is of steps; threads have --name, --tag and --since")
-        _print_page(store.threads(thread_filter(filter_of(options)), **page), _THREAD_COLUMNS, 1, out)
+        kept = thread_filter(filter_of({name: value for name, value in options.items() if name != "query"}))
+        threads = store.threads(with_thread_query(kept, options.get("query")), **page)
+        _print_page(threads, _THREAD_COLUMNS, 1, out)
         return
     filter = filter_of(options)
     caught_up_for(store, filter)

@@ -28,7 +28,7 @@ from stepwell.store import (
     StepFilter,
     ThreadFilter,
 )
-from stepwell.store._conditions import with_query
+from stepwell.store._conditions import with_query, with_thread_query
 
 __all__ = [
     "Query",
@@ -106,7 +106,8 @@ class ThreadFilters(TypedDict, total=False):
     """Which threads: all conditions given must hold.
 
     `user` is the user's identifier or id; `tag` may be several, and a thread must have all of them. `since` (inclusive)
-    and `until` (exclusive) are about its latest activity.
+    and `until` (exclusive) are about its latest activity. `query` must hold too; it is what the viewer's search box
+    takes: `user:ada tag:vip since:7d`.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
@@ -118,6 +119,7 @@ class ThreadFilters(TypedDict, total=False):
     environment: str | None
     since: Time | None
     until: Time | None
+    query: str | None
 
 
 class ScoreFilters(TypedDict, total=False):
@@ -178,9 +180,12 @@ def step_filter(given: StepFilters) -> tuple[StepFilter, Query]:
     return with_query(filter, query), [*query_of(filter), *([] if query is None else [("q", query)])]
 
 
-def thread_filter(given: ThreadFilters) -> ThreadFilter:
-    """Return the store's filter. Raises `UsageError` that names what is wrong."""
-    return ThreadFilter(**_checked(_threads, given))
+def thread_filter(given: ThreadFilters) -> tuple[ThreadFilter, Query]:
+    """Return the store's filter, and what a server is asked. Raises `UsageError` that names what is wrong."""
+    checked = _checked(_threads, given)
+    query: str | None = checked.pop("query", None)
+    filter = ThreadFilter(**checked)
+    return with_thread_query(filter, query), [*query_of(filter), *([] if query is None else [("q", query)])]
 
 
 def score_query(given: ScoreFilters) -> ScoreQuery:

@@ -265,10 +265,10 @@ def thread_steps(thread_id: str, limit: int, order: Order) -> Paging[Step]:
 
 def threads(given: ThreadFilters, limit: int, order: Order) -> Paging[Thread]:
     """Ask for threads by latest activity."""
-    filter = thread_filter(given)
+    filter, query = thread_filter(given)
     return _listing(
         "/v1/threads",
-        query_of(filter),
+        query,
         lambda store, at: store.threads(filter, **at),
         _thread_page,
         limit=limit,

@@ -33,7 +33,7 @@ from stepwell.store import (
     ThreadRow,
     UserRow,
 )
-from stepwell.store._conditions import with_query
+from stepwell.store._conditions import with_query, with_thread_query
 
 __all__ = [
     "DeletedCounts",
@@ -266,12 +266,13 @@ class ThreadListQuery(Listed):
     environment: str | None = None
     since_ns: _Since = None
     until_ns: _Until = None
+    q: str | None = Field(default=None, description="What also must hold, as in the viewer: `user:ada since:7d`.")
 
     def filter(self) -> ThreadFilter:
         """Return the store's filter."""
         said: dict[str, Any] = {name: getattr(self, name) for name in ThreadFilter.__dataclass_fields__}
         said["tag"] = self.tag or ()
-        return ThreadFilter(**said)
+        return with_thread_query(ThreadFilter(**said), self.q)
 
 
 class ThreadStepsQuery(Listed):

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from stepwell.errors import UsageError
 from stepwell.store import StepFilter, ThreadFilter
-from stepwell.store._language import parse_query
+from stepwell.store._language import QueryError, parse_query, split_terms
 
-__all__ = ["thread_filter", "with_query"]
+__all__ = ["thread_filter", "thread_query", "with_query", "with_thread_query"]
+
+Filter = TypeVar("Filter", StepFilter, ThreadFilter)
 
 _THREAD_MEMBERS: Final = {
     "name": "name",
@@ -31,15 +33,23 @@ def with_query(filter: StepFilter, query: str | None) -> StepFilter:
     """Return a filter of which also a query must hold. Raises `UsageError` that names the character, or the field."""
     if query is None:
         return filter
-    asked = parse_query(query, now_ns=time.time_ns())
+    return _joined(filter, parse_query(query, now_ns=time.time_ns()))
+
+
+def with_thread_query(filter: ThreadFilter, query: str | None) -> ThreadFilter:
+    """Return a filter of threads of which also a query must hold; raises as `with_query`."""
+    return filter if query is None else _joined(filter, thread_query(query))
+
+
+def _joined(filter: Filter, asked: Filter) -> Filter:
     members: dict[str, Any] = {}
-    for field in fields(StepFilter):
+    for field in fields(filter):
         given, also = getattr(filter, field.name), getattr(asked, field.name)
         open = field.default  # what keeps all: None, False or no tags, while no ids at all keep nothing
         members[field.name] = (
             also if given == open else given if also in (open, given) else _both(field.name, given, also)
         )
-    return StepFilter(**members)
+    return type(filter)(**members)
 
 
 def _both(name: str, given: Any, asked: Any) -> Any:
@@ -78,3 +88,17 @@ def thread_filter(filter: StepFilter) -> ThreadFilter:
             )
         members[_THREAD_MEMBERS[field.name]] = value
     return ThreadFilter(**members)
+
+
+def thread_query(text: str) -> ThreadFilter:
+    """Read a query of threads. Raises `QueryError`, also at the first term that threads don't have."""
+    now_ns, at = time.time_ns(), 0
+    filter = parse_query(text, now_ns=now_ns)
+    for term in split_terms(text):
+        at = text.index(term, at)
+        try:
+            thread_filter(parse_query(term, now_ns=now_ns))
+        except UsageError as error:
+            raise QueryError(str(error), at) from None
+        at += len(term)
+    return thread_filter(filter)

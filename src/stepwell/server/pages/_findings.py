@@ -1,20 +1,23 @@
-"""What a run shows when all of it is looked at: failures that passed for success, what fills the context, where the
-prompt cache broke, and where the arguments of calls came from.
+"""What a run, or a thread, shows when all of it is looked at: failures that passed for success, what fills the context,
+where the prompt cache broke, and where the arguments of calls came from.
 
-What must stay true: this reads every step of the run, so it has a page of its own, and a run of more than `MAX_STEPS`
-is looked at as far as that, which the page says.
+What must stay true: this reads every step, so it has a page of its own, and what has more than `MAX_STEPS` is looked at
+as far as that, which the page says. In a thread each run is judged by itself, as the store does; repeats and what is
+carried along are those of the whole thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from msgspec import UNSET, json
 
+from stepwell.errors import NotFoundError
 from stepwell.model import StepRecord
 from stepwell.server._access import InStore
 from stepwell.server.pages._address import Address, RunLook
@@ -24,24 +27,17 @@ from stepwell.server.pages._context import TOOLS, Piece, Sent, carried, kinds_of
 from stepwell.server.pages._entry import generation_of
 from stepwell.server.pages._origins import Origin, Text, origins
 from stepwell.server.pages._page import Links, page
-from stepwell.server.pages._rows import Row
+from stepwell.server.pages._rows import Row, family_of
 from stepwell.server.pages._runs import StepId, families_of
-from stepwell.store import Reaction, Store
-from stepwell.store._outcomes import Act, answers, can_be_soft, findings, repeats
+from stepwell.store import StepFilter, Store, ThreadFilter, ThreadRow
+from stepwell.store._outcomes import Act, Finding, answers, can_be_soft, findings, repeats
 
 __all__ = ["acts_of", "router", "sent_of", "texts_of"]
 
 MAX_STEPS: Final = 2_000
 MAX_LISTED: Final = 100
 _BATCH: Final = 200
-
-REACTIONS: Final[dict[Reaction, str]] = {
-    "same_call": "same call again",
-    "other_arguments": "same tool, other arguments",
-    "other_tool": "another tool",
-    "answered": "answered in text",
-    "none": "nothing more",
-}
+_RUNS: Final = 100
 
 router = APIRouter(include_in_schema=False)
 
@@ -55,31 +51,87 @@ class Asked:
     origins: Sequence[Origin]
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was looked at: the rows of a run, or of each run of a thread, and how many `all` are."""
+
+    runs: list[tuple[str, Sequence[Row]]]
+    all: int
+
+    @property
+    def rows(self) -> int:
+        return sum(len(rows) for _, rows in self.runs)
+
+
 @router.get("/findings/{id:path}")
-def findings_page(store: InStore, request: Request, id: StepId) -> Response:
-    """Look at all steps of a run."""
-    family = families_of(request).of(store, id)
-    rows = family.rows[:MAX_STEPS]
-    acts: list[Act] = []
+def findings_page(
+    store: InStore,
+    request: Request,
+    id: StepId,
+    thread: Annotated[bool, Query(description="The id is a thread's.")] = False,
+) -> Response:
+    """Look at all steps of a run, or of the runs of a thread."""
+    links = Links(request)
+    context: dict[str, Any]
+    if thread:
+        row = next(iter(store.threads(ThreadFilter(id=id)).items), None) or ThreadRow(store.thread(id).id)
+        looked = _of_thread(store, id, row.steps)
+        context = {"thread": id, "title": row.name or row.asked or id}
+    else:
+        family = families_of(request).of(store, id)
+        looked = _Looked([(id, family.rows[:MAX_STEPS])], len(family.rows))
+        top = family.root.step
+        context = {"thread": None, "title": top.name or top.id, "top": top, "run": Address(links, id, RunLook())}
+    run_of = {row.step.id: run for run, rows in looked.runs for row in rows}
+
+    def place(step: str) -> str:
+        return Address(links, run_of[step], RunLook()).to(step=step)
+
+    return page(request, "findings.html", {**context, **_found(store, looked), "place": place})
+
+
+def _of_thread(store: Store, id: str, steps: int) -> _Looked:
+    """Read the runs of a thread, from its beginning, as far as its steps are looked at."""
+    runs: list[tuple[str, Sequence[Row]]] = []
+    left, cursor = MAX_STEPS, None
+    while left > 0:
+        listed = store.runs(StepFilter(thread_id=id), limit=_RUNS, cursor=cursor, order="asc")
+        for run in listed.items:
+            with suppress(NotFoundError):  # it was deleted meanwhile
+                runs.append((run.id, family_of(run.id, store.tree(run.id)).rows[:left]))
+                left -= len(runs[-1][1])
+            if left <= 0:
+                break
+        if (cursor := listed.next_cursor) is None:
+            break
+    return _Looked(runs, max(steps, MAX_STEPS - left))
+
+
+def _found(store: Store, looked: _Looked) -> dict[str, Any]:
+    """Return what the template shows of what was looked at."""
+    every: list[Act] = []
+    soft: list[Finding] = []
     calls: list[Sent] = []
     asked: list[Asked] = []
     prompts: list[Prompt] = []
-    for record in _records(store, rows):
-        acts += acts_of(record)
-        if record.type == "llm":
-            calls.append(sent_of(record, family.by_id[record.id]))
-            asked += _asked(record)
-            prompts.append(prompt_of(record))
-    soft, again = list(findings(acts)), list(repeats(acts))
+    for _, rows in looked.runs:
+        acts: list[Act] = []
+        by_id = {row.step.id: row for row in rows}
+        for record in _records(store, rows):
+            acts += acts_of(record)
+            if record.type == "llm":
+                calls.append(sent_of(record, by_id[record.id]))
+                asked += _asked(record)
+                prompts.append(prompt_of(record))
+        soft += findings(acts)
+        every += acts
     values = [value for each in asked for value in each.origins]
-    context = {
-        "family": family,
-        "looked_at": len(rows),
-        "run": Address(Links(request), id, RunLook()),
+    return {
+        "looked_at": looked.rows,
+        "all": looked.all,
         "errors": [each for each in soft if each.kind == "error"],
         "empty": [each for each in soft if each.kind == "empty"],
-        "repeats": again,
-        "reactions": REACTIONS,
+        "repeats": list(repeats(every)),
         "calls": calls,
         "kinds": [kinds_of(call) for call in calls],
         "carried": carried(calls),
@@ -91,7 +143,6 @@ def findings_page(store: InStore, request: Request, id: StepId) -> Response:
         "found": sum(each.source is not None for each in values),
         "listed": MAX_LISTED,
     }
-    return page(request, "findings.html", context)
 
 
 def _records(store: Store, rows: Sequence[Row]) -> Iterator[StepRecord]:

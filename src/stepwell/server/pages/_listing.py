@@ -45,7 +45,7 @@ MESSAGES: Final = StepFilter(type=cast("tuple[StepType, ...]", tuple(sorted(MESS
 _FACET_KEYS: Final = {"environment": "env"}
 _FACET_TITLES: Final = (
     *(("status", "Status"), ("type", "Type"), ("model", "Model"), ("user", "User"), ("tag", "Tag")),
-    ("environment", "Environment"),
+    *(("environment", "Environment"), ("soft_error", "Success, but the result"), ("reaction", "Then")),
 )
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from stepwell.errors import UsageError
 from stepwell.server._access import InPlace
 from stepwell.server._places import Place
 from stepwell.server.pages._listing import (
@@ -27,8 +26,8 @@ from stepwell.server.pages._marks import judged_html
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._views import read_views
 from stepwell.store import Order, StepFilter, Store
-from stepwell.store._conditions import thread_filter
-from stepwell.store._language import value_text
+from stepwell.store._conditions import thread_query
+from stepwell.store._language import QueryError, value_text
 
 __all__ = ["router"]
 
@@ -72,7 +71,7 @@ def steps(  # noqa: PLR0917 (FastAPI passes them by name)
     """List steps of all kinds, the newest first."""
     found, store = read_query(q), place.store
     listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
-    extra = {**_faceted(store, None if found.error else found.filter, found)}
+    extra = _faceted(store, None if found.error else found.filter, found)
     extra["judged"] = judged_html(request, store, "steps", listed)
     return _answer(request, place, "steps", found, listed, order, **extra)
 
@@ -90,9 +89,9 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
     found, listed = read_query(q), None
     if not found.error:
         try:
-            filter = thread_filter(found.filter)
-        except UsageError as error:
-            found = Found(found.text, found.filter, str(error))
+            filter = thread_query(found.text)
+        except QueryError as error:
+            found = Found(found.text, found.filter, str(error), error.position)
         else:
             listed = list_page(place.store.threads, cursor, order, back=back, filter=filter)
     return _answer(request, place, "threads", found, listed, order, **_faceted(place.store, None, found))

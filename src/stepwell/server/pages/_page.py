@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.types import Scope
 
 from stepwell._render import duration, size
+from stepwell.store import Reaction
 
 __all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "path_within", "render", "static_file"]
 
@@ -37,6 +38,13 @@ _HEADERS: Final = {
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _FIRST: Final = frozenset(("base.html", "_macros.html", "_message.html", "_panel.html", "run.html"))
 _IN_PATH: Final = "~!$&'()*+,;=:@"
+_REACTIONS: Final[Mapping[Reaction, str]] = {
+    "same_call": "same call again",
+    "other_arguments": "same tool, other arguments",
+    "other_tool": "another tool",
+    "answered": "answered in text",
+    "none": "nothing more",
+}
 
 
 def path_within(scope: Scope) -> str:
@@ -127,6 +135,7 @@ def _environment() -> Environment:
         keep_trailing_newline=False,
     )
     formatters: dict[str, Any] = {"duration": duration, "size": size, "count": count, "cost": cost, "moment": moment}
+    formatters["reaction"] = _REACTIONS.__getitem__
     environment.filters.update(formatters)
     return environment
 
