@@ -192,8 +192,9 @@ class SqliteStore:
         """List steps by start."""
         page = Keyset("s", limit, cursor, order)
         with self._connections.reading() as db:
-            if filter.text is None:
-                rows = db.execute(*select_steps(LIST_SQL, filter, page)).fetchall()
+            if filter.text is None or filter.root_only:
+                found = None if filter.text is None else among(db, filter.text, roots=True)
+                rows = db.execute(*select_steps(LIST_SQL, filter, page, among=found)).fetchall()
             else:
                 rows = select_found(db, LIST_SQL, filter, filter.text, page)
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)

@@ -119,6 +119,7 @@ class StoreSearchContract(StoreRollupContract):
         store.add([*family(), step(GRANDCHILD, output="needle"), step(CHILD, output="other")])
         for _ in range(2):
             assert [row.id for row in store.runs(StepFilter(text="needle")).items] == [ROOT]
+            assert [row.id for row in store.steps(StepFilter(text="needle", root_only=True)).items] == [ROOT]
             assert found(store, "needle") == [GRANDCHILD]
             assert store.runs(StepFilter(text="haystack")).items == []
             assert [json.decode(record)["id"] for record in store.records(StepFilter(text="needle"))] == [
