@@ -33,6 +33,8 @@ PAGES = (
     "/steps",
     "/dashboard?span=90d",
     "/compare?run=talk&run=states",
+    "/review/runs",
+    "/runs/talk?review=feedback&labels=wrong%20tool",
     "/login",
     "/runs/no-such",
 )

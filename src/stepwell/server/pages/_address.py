@@ -20,11 +20,13 @@ View = Literal["transcript", "tree", "timeline"]
 Show = Literal["matches", "path", "all"]
 Id = Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 MAX_FOLDS: Final = 200
+MAX_REVIEW: Final = 400  # characters; what a queue takes is looked at there
 
 
 class RunLook(BaseModel):
     """The query of a run's page. `from` and `to` are milliseconds after its start; `go` is from `step` to a match;
-    `in` is the query of the list that the run was opened from.
+    `in` is the query of the list that the run was opened from; `review` is the name of the score that it is reviewed
+    for in the queue that this list is, with `labels`, in its `order`, from a `cursor` on.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -44,6 +46,10 @@ class RunLook(BaseModel):
     until: float | None = Field(default=None, alias="to", ge=0, le=1e15, allow_inf_nan=False)
     plain: bool = False
     within: str = Field(default="", alias="in", max_length=MAX_QUERY_CHARACTERS)
+    review: str = Field(default="", max_length=MAX_REVIEW)
+    labels: str = Field(default="", max_length=MAX_REVIEW)
+    order: Literal["desc", "asc"] = "desc"
+    cursor: str | None = Field(default=None, max_length=200)
 
 
 Looked = Annotated[RunLook, Query()]

@@ -27,7 +27,9 @@ __all__ = [
     "Sorted",
     "facets_of",
     "list_page",
+    "names_types",
     "read_query",
+    "runs_filter",
     "top_filter",
     "with_term",
 ]
@@ -135,6 +137,16 @@ def list_page(
     if page.next_cursor is None:  # the beginning is a whole page, whatever came meanwhile
         return list_page(fetch, None, order, back=False, **given)
     return Listed(page.items[::-1], page.previous_cursor, page.next_cursor, first=False)
+
+
+def names_types(found: Found) -> bool:
+    """Tell whether a query says of itself which types of steps it wants."""
+    return found.filter.type is not None or any(other.type for other in found.filter.none_of)
+
+
+def runs_filter(found: Found, *, messages: bool = False) -> StepFilter:
+    """Return the filter of the list of runs with a query. A message that is in no run is left out unless asked for."""
+    return top_filter(found.filter, None if messages or names_types(found) else MESSAGES)
 
 
 def top_filter(filter: StepFilter, hidden: StepFilter | None) -> StepFilter:

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from stepwell.server._access import InPlace
 from stepwell.server._places import Place
 from stepwell.server.pages._listing import (
-    MESSAGES,
     Back,
     Cursor,
     Found,
@@ -19,8 +18,9 @@ from stepwell.server.pages._listing import (
     Sorted,
     facets_of,
     list_page,
+    names_types,
     read_query,
-    top_filter,
+    runs_filter,
 )
 from stepwell.server.pages._marks import judged_html
 from stepwell.server.pages._page import Links, page
@@ -51,10 +51,13 @@ def runs(  # noqa: PLR0917 (FastAPI passes them by name)
 ) -> Response:
     """List runs, the newest first. A message that is in no run is no run, so it is left out unless asked for."""
     found, store = read_query(q), place.store
-    named = found.filter.type is not None or any(other.type for other in found.filter.none_of)
-    filter = top_filter(found.filter, None if messages or named else MESSAGES)
+    filter = runs_filter(found, messages=messages)
     listed = None if found.error else list_page(store.runs, cursor, order, back=back, filter=filter)
-    extra = {**_faceted(store, None if found.error else filter, found), "messages": messages, "named": named}
+    extra = {
+        **_faceted(store, None if found.error else filter, found),
+        "messages": messages,
+        "named": names_types(found),
+    }
     extra["judged"] = judged_html(request, store, "runs", listed)
     return _answer(request, place, "runs", found, listed, order, **extra)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stepwell.server.pages._listing import MESSAGES, read_query, top_filter
+from stepwell.server.pages._listing import read_query, runs_filter
 from stepwell.store import Order, StepFilter, StepRow, Store
 
 __all__ = ["Neighbours", "neighbours_of"]
@@ -28,8 +28,7 @@ def neighbours_of(store: Store, id: str, query: str) -> Neighbours:
     found = read_query(query)
     if found.error:
         return Neighbours()
-    named = found.filter.type is not None or any(other.type for other in found.filter.none_of)
-    filter = top_filter(found.filter, None if named else MESSAGES)
+    filter = runs_filter(found)
     if filter.ids is not None and id not in filter.ids:
         return Neighbours()
     alone = replace(filter, ids=(id,))

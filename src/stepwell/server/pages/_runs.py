@@ -10,16 +10,17 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from msgspec import json
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS
-from stepwell.server._access import InStore
+from stepwell.server._access import InPlace, InStore
 from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._families import Families
 from stepwell.server.pages._find import found_in
 from stepwell.server.pages._lane import lane_of, strip_of
-from stepwell.server.pages._neighbours import neighbours_of
+from stepwell.server.pages._neighbours import Neighbours, neighbours_of
 from stepwell.server.pages._outline import PAGE_ROWS, Item, Look, outline
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._panel import panel_of
+from stepwell.server.pages._review import bar_of
 from stepwell.server.pages._rows import Family, Row, Sums
 from stepwell.server.pages._show import Show
 from stepwell.store import MAX_PAGE, Found, Store
@@ -47,8 +48,9 @@ class Search:
 
 
 @router.get("/runs/{id:path}")
-def run_page(store: InStore, request: Request, id: StepId, look: Looked) -> Response:
+def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Response:
     """Show a run: its rows, and one of its steps in full."""
+    store = place.store
     _, position = store.changes(None)
     family = families_of(request).of(store, id)
     address = Address(Links(request), id, look)
@@ -80,7 +82,8 @@ def run_page(store: InStore, request: Request, id: StepId, look: Looked) -> Resp
         "range": _range(family, look),
         "lane": lane_of,
         "runs_alike": len(store.alike(Found("step", id), limit=MAX_ALIKE)),
-        "beside": neighbours_of(store, id, look.within),
+        "beside": Neighbours() if look.review else neighbours_of(store, id, look.within),
+        "review": bar_of(request, place, look, "runs", id),
         "strip": strip_of(family) if look.view == "timeline" else None,
         **panel_context(store, request, family, selected, address, look),
     }

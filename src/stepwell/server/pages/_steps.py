@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from typing import Annotated, Final, Literal
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from msgspec import UNSET, DecodeError, Raw, UnsetType, json
 from starlette.concurrency import run_in_threadpool
 
-from stepwell.errors import NotFoundError, UsageError
-from stepwell.model import ScoreRecord, StepRecord, encode_record
-from stepwell.server._access import InStore
+from stepwell.errors import NotFoundError
+from stepwell.model import StepRecord
+from stepwell.server._access import InPlace, InStore
 from stepwell.server._blobs import type_of
 from stepwell.server._errors import Problem
 from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._content import mapping, media_in, messages_of, read
 from stepwell.server.pages._entry import generation_of
+from stepwell.server.pages._judging import VALUES, keep_judgement, read_form
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._request import snippet_of
+from stepwell.server.pages._review import bar_of
 from stepwell.server.pages._runs import StepId, families_of, panel_context
 from stepwell.server.pages._show import Show
-from stepwell.store import Store
 
 __all__ = ["router"]
 
 PAGE_MESSAGES: Final = 100
-MAX_COMMENT: Final = 10_000
 
 router = APIRouter(include_in_schema=False)
 
@@ -43,12 +40,15 @@ Field = Literal[
     "input", "output", "generation", "metadata", "messages", "message_completion", "prompt", "completion", "settings",
     "tools", "variables", "provider_request", "provider_response", "cost",
 ]  # fmt: skip
+_NO_REVIEW: Final[dict[str, object]] = {"within": "", "review": "", "labels": "", "order": "desc", "cursor": None}
 _OF_STEP: Final = frozenset(("input", "output", "generation", "metadata"))
 
 
 @router.get("/steps/{id:path}")
-def step_page(store: InStore, request: Request, id: StepId, look: Looked, fragment: bool = False) -> Response:
+def step_page(place: InPlace, request: Request, id: StepId, look: Looked, fragment: bool = False) -> Response:
     """Show a step alone; as a fragment it is what a run's page puts into its panel."""
+    store = place.store
+    review = None if fragment else bar_of(request, place, look, "steps", id)
     run_id = request.query_params.get("run", "")
     families = families_of(request)
     family = families.around(store, id)
@@ -56,9 +56,13 @@ def step_page(store: InStore, request: Request, id: StepId, look: Looked, fragme
         family = families.of(store, run_id)
         if id not in family.by_id:
             family = families.around(store, id)
-    address = Address(Links(request), family.root.step.id, look.model_copy(update={"step": id}))
+    address = Address(
+        Links(request), family.root.step.id, look.model_copy(update={"step": id, **({} if fragment else _NO_REVIEW)})
+    )
     context = panel_context(store, request, family, family.by_id[id], address, look)
-    return page(request, "_panel.html" if fragment else "step.html", {**context, "alone": not fragment})
+    return page(
+        request, "_panel.html" if fragment else "step.html", {**context, "alone": not fragment, "review": review}
+    )
 
 
 @router.get("/messages/{id:path}")
@@ -149,31 +153,11 @@ def request_of(store: InStore, language: Literal["curl", "python"], id: StepId) 
 @router.post("/judge/{id:path}")
 async def judge(store: InStore, request: Request, id: StepId) -> Response:
     """Take a form's judgement of a step, and go back to it; the guard has refused other origins."""
-    try:
-        form = parse_qs((await request.body()).decode(), max_num_fields=10)
-    except (UnicodeDecodeError, ValueError):
-        raise UsageError("expected a form") from None
-    label, comment = form.get("label", [""])[0], form.get("comment", [""])[0].strip()
-    if label not in {"positive", "negative", ""} or len(comment) > MAX_COMMENT or not (label or comment):
-        raise Problem(422, f"expected positive or negative, a comment of at most {MAX_COMMENT:,} characters, or both")
-    await run_in_threadpool(_judge, store, id, label, comment)
-    links, run_id = Links(request), form.get("run", [""])[0]
+    form = await read_form(request)
+    label = form.get("label", "")
+    if label not in {*VALUES, ""}:
+        raise Problem(422, "expected positive or negative")
+    await run_in_threadpool(keep_judgement, store, id, "feedback", label, form.get("comment", "").strip())
+    links, run_id = Links(request), form.get("run", "")
     back = Address(links, run_id, RunLook(step=id)).to() if run_id else links.to("steps", id)
     return RedirectResponse(f"{back}#scores", 303)
-
-
-def _judge(store: Store, id: str, label: str, comment: str) -> None:
-    store.step(id)
-    record = ScoreRecord(
-        id=str(uuid.uuid4()),
-        step_id=id,
-        name="feedback" if label else "comment",
-        type="HUMAN",
-        value={"positive": 1.0, "negative": 0.0}.get(label),
-        label=label or None,
-        comment=comment or None,
-        created_ns=time.time_ns(),
-    )
-    result = store.add([encode_record(record)])
-    if result.rejected:
-        raise Problem(422, result.rejected[0].error)

@@ -5,21 +5,18 @@ What must stay true: a view is a name of an address and nothing else; the file i
 
 from __future__ import annotations
 
-import fcntl
-import os
-from contextlib import suppress
 from typing import Final, Literal
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from msgspec import DecodeError, Struct, ValidationError, convert, json
+from msgspec import Struct, ValidationError, convert
 from starlette.concurrency import run_in_threadpool
 
-from stepwell._files import open_private
-from stepwell.errors import StoreError, UsageError
+from stepwell.errors import UsageError
 from stepwell.server._access import InPlace
 from stepwell.server._places import Place
+from stepwell.server.pages._judging import read_form
+from stepwell.server.pages._kept import changing, read_kept, write_kept
 from stepwell.server.pages._page import Links
 from stepwell.store._language import MAX_QUERY_CHARACTERS
 
@@ -46,45 +43,24 @@ class _File(Struct):
 
 def read_views(place: Place) -> list[View]:
     """Return the saved views, in order of their names. Raises `StoreError` where the file can't be read."""
-    path = place.blobs.folder.parent / "views.json"
-    try:
-        return json.decode(path.read_bytes(), type=_File).views
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StoreError(f"{path} can't be read: {error.strerror}") from error
-    except (DecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} holds no views of stepwell: {error}") from error
+    kept = read_kept(place, "views", _File, "views")
+    return [] if kept is None else kept.views
 
 
 def _change(place: Place, name: str, view: View | None) -> None:
     """Put a view in, or take it out."""
-    path = place.blobs.folder.parent / "views.json"
-    new = path.with_name(f".views-{os.urandom(8).hex()}")
-    try:
-        lock = open_private(path.with_name("views.lock"), os.O_CREAT | os.O_RDWR)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            views = [each for each in read_views(place) if each.name != name] + ([] if view is None else [view])
-            if len(views) > MAX_VIEWS:
-                raise UsageError(f"there are {MAX_VIEWS} views already: delete one first")
-            views.sort(key=lambda each: (each.name.casefold(), each.name))
-            with open(open_private(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "wb") as file:  # noqa: PTH123 (Path.open takes no descriptor)
-                file.write(json.format(json.encode(_File(1, views)), indent=2) + b"\n")
-            new.replace(path)
-        finally:
-            os.close(lock)
-    except OSError as error:
-        raise StoreError(f"{path} can't be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
+    with changing(place, "views"):
+        views = [each for each in read_views(place) if each.name != name] + ([] if view is None else [view])
+        if len(views) > MAX_VIEWS:
+            raise UsageError(f"there are {MAX_VIEWS} views already: delete one first")
+        views.sort(key=lambda each: (each.name.casefold(), each.name))
+        write_kept(place, "views", _File(1, views))
 
 
 @router.post("/views")
 async def save(place: InPlace, request: Request) -> Response:
     """Save or delete a view, as the form says, and go back to its list."""
-    form = {name: values[0] for name, values in parse_qs((await request.body()).decode("utf-8", "replace")).items()}
+    form = await read_form(request)
     name, query, which = form.get("name", "").strip(), form.get("q", ""), form.get("list", "")
     try:
         view = convert({"name": name, "list": which, "query": query}, View)

@@ -5,12 +5,17 @@
   const began = document.querySelector("#run .run-head time");
   const start = began && Date.parse(began.dateTime);
   const local = Intl.DateTimeFormat().resolvedOptions().timeZone;
-  const ways = { utc: "UTC", ...(local === "UTC" ? {} : { local }), ...(start === null ? {} : { start: "from the run's start" }) };
+  const isPhone = matchMedia("(max-width: 480px)").matches; // the name of the zone is all that the bar has room for
+  const ways = { utc: "UTC", ...(local === "UTC" ? {} : { local: isPhone ? abbreviated() : local }), ...(start === null ? {} : { start: isPhone ? "start" : "from the run's start" }) };
   const short = new Intl.DateTimeFormat("en-US", { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
   let way = "utc";
   try { way = localStorage.getItem("stepwell-times") || "utc"; } catch { /* storage is blocked: this page remembers */ }
   if (!(way in ways)) way = "utc";
 
+  function abbreviated() {
+    const parts = new Intl.DateTimeFormat("en-US", { timeZoneName: "short" }).formatToParts(new Date());
+    return parts.find((part) => part.type === "timeZoneName").value.replace("GMT", "");
+  }
   const micros = (text) => Number((/\.(\d{6})/.exec(text) || [0, 0])[1]);
   function exact(text) {
     const at = new Date(text), minutes = -at.getTimezoneOffset();
@@ -45,7 +50,7 @@
     try { localStorage.setItem("stepwell-times", way); } catch { /* as above */ }
     all();
   });
-  if (zone) zone.replaceChildren("Times are ", choice);
+  if (zone) zone.replaceChildren(zone.querySelector(".zone-words"), choice);
   if (way !== "utc") all();
   new MutationObserver(() => { if (way !== "utc") all(); }).observe(document.body, { childList: true, subtree: true });
 })();
