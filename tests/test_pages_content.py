@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from hashlib import sha256
@@ -160,24 +162,17 @@ def test_texts_are_found_in_keys_numbers_and_escaped_values_of_any_case() -> Non
 @pytest.mark.parametrize(
     ("generation", "curl", "python"),
     [
-        (
-            Generation(provider="anthropic", model="c", messages=raw([])),
-            "api.anthropic.com/v1/messages",
-            "client.messages.create",
-        ),
-        (Generation(model="m", prompt=raw("once")), "openai.com/v1/completions", "client.completions.create"),
-        (
-            Generation(provider_request=raw({"model": "m", "input": "x"})),
-            "openai.com/v1/responses",
-            "client.responses.create",
-        ),
+        (Generation(provider="anthropic", model="c", messages=raw([])), "anthropic.com/v1/messages", "'/v1/messages'"),
+        (Generation(model="m", prompt=raw("once")), "openai.com/v1/completions", "'/completions'"),
+        (Generation(provider_request=raw({"model": "m", "input": "x"})), "openai.com/v1/responses", "'/responses'"),
+        (Generation(provider_request=Raw(b'{"input": 1,\n\r "b": 1.0}')), """-d '{"input":1,"b":1.0}'""", "'b': 1.0"),
         (
             Generation(model="m", messages=raw([]), settings=raw({"top_p": 1}), tools=raw([{"a": 1}])),
-            '"top_p": 1',
+            '{"model":"m","messages":[],"top_p":1,"tools":[{"a":1}]}',
             "'tools': [{'a': 1}]",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_call_can_be_run_again(generation: Generation, curl: str, python: str) -> None:
     assert curl in (snippet_of(generation, "curl") or "")
     assert python in (snippet_of(generation, "python") or "")
@@ -193,7 +188,7 @@ def test_what_is_not_there_is_said_not_to_be(server: AppServer) -> None:
         "/progress/x?after=0",
     )
     assert [server.client.get(address).status_code for address in missing] == [404] * 6
-    assert server.client.get("/request/python/talk-llm-02").text.startswith("from openai import OpenAI")
+    assert server.client.get("/request/python/talk-llm-02").text.startswith("import httpx\nfrom openai import OpenAI")
     assert server.client.get("/static/0/none.js").status_code == 404
     assert server.client.get("/messages/talk-llm-12?first=3&last=999&fragment=true").text.count("<article") == 21
     assert server.client.post("/judge/talk", content=b"\xff\xfe").status_code == 422
@@ -254,40 +249,61 @@ class Taking(BaseHTTPRequestHandler):
         key = self.headers.get("Authorization") or self.headers.get("x-api-key")
         self.server.taken.append((self.path, key, body))
         self.send_response(200)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "2")
         self.end_headers()
+        self.wfile.write(b"{}")
 
     def log_message(self, *_: object) -> None:
         pass
 
 
+TEXT = "it's \"so\" $HOME `id` $(id) \\n \\ 100% !! 你好 \U0001f6eb\n\tsecond line'; echo\nREQUEST\n{!r}"
+SENT = {
+    "messages": [{"role": "user", "content": [{"type": "text", "text": TEXT}]}],
+    "model": "m",
+    "temperature": 0.1,
+    "max_tokens": 7,
+    "tools": [{"name": "look", "input_schema": {"type": "object", "properties": {"n": {"type": ["integer"]}}}}],
+    "stream": True,
+    "stop": None,
+    "seed": 12345678901234567890,
+    "top_k": 1e-7,  # which no client of OpenAI's takes as an argument
+}
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize(
-    ("provider", "path", "key"),
+    ("provider", "path", "key", "more"),
     [
-        ("openai", "/v1/chat/completions", "Bearer the key"),
-        ("anthropic", "/v1/messages", "the key"),
+        ("openai", "/v1/chat/completions", "Bearer the key", 0),
+        ("openai", "/v1/chat/completions", "Bearer the key", 200_000),  # more than an argument holds
+        ("anthropic", "/v1/messages", "the key", 0),
     ],
 )
-def test_running_the_curl_sends_the_recorded_request_again(provider: str, path: str, key: str) -> None:
-    text = "it's \"so\" $HOME `id` $(id) \\n \\ 100% !! 你好 \U0001f6eb\n\tsecond line'; echo"
-    sent = {
-        "model": "m",
-        "messages": [{"role": "user", "content": [{"type": "text", "text": text}]}],
-        "temperature": 0.1,
-        "max_tokens": 7,
-        "tools": [{"name": "look", "input_schema": {"type": "object", "properties": {"n": {"type": ["integer"]}}}}],
-        "stream": False,
-        "stop": None,
-        "seed": 12345678901234567890,
-    }
-    command = snippet_of(Generation(provider=provider, provider_request=raw(sent)), "curl")
-    assert command is not None
+def test_what_the_panel_gives_to_run_sends_the_recorded_bytes_again(
+    server: AppServer, provider: str, path: str, key: str, more: int
+) -> None:
+    sent = json.dumps({**SENT, "user": "u" * more}, ensure_ascii=False, separators=(",", ":")).encode()
+    id = f"again-{provider}-{more}"
+    generation = {"type": "chat", "model": "m", "provider": provider, "messages": SENT["messages"]}
+    frame = json.dumps({"kind": "step", "id": id, "type": "llm", "name": id, "generation": generation}).encode()
+    server.store.add([frame[:-2] + b',"provider_request":' + sent + b"}}"])
+    panel = server.client.get(f"/steps/{id}").text
+    links = dict(re.findall(rf'href="(/request/(\w+)/{id})"', panel))
+    assert sorted(links.values()) == ["curl", "python"]
     with Provider() as fake:
-        threading.Thread(target=fake.handle_request, name="provider").start()
-        for host in ("https://api.openai.com", "https://api.anthropic.com"):
-            command = command.replace(host, f"http://127.0.0.1:{fake.server_port}")
-        keys = {"OPENAI_API_KEY": "the key", "ANTHROPIC_API_KEY": "the key", "PATH": os.environ["PATH"]}
-        ran = subprocess.run(["sh", "-c", command], env=keys, capture_output=True, timeout=30, check=True)
-        assert (ran.stdout, fake.taken[0][:2]) == (b"", (path, key))
-        assert json.loads(fake.taken[0][2]) == sent
+        base = f"http://127.0.0.1:{fake.server_port}"
+        keys = {"OPENAI_API_KEY": "the key", "ANTHROPIC_API_KEY": "the key", "OPENAI_BASE_URL": f"{base}/v1"}
+        for address, language in links.items():
+            if (provider, language) == ("anthropic", "python"):
+                continue  # its client is not there to run it with
+            threading.Thread(target=fake.handle_request, name="provider").start()
+            text = server.client.get(address).text
+            for host in ("https://api.openai.com", "https://api.anthropic.com"):
+                text = text.replace(host, base)
+            command = ["sh", "-s"] if language == "curl" else [sys.executable, "-"]
+            told = {"env": {**keys, "PATH": os.environ["PATH"]}, "input": text.encode(), "timeout": 60}
+            ran = subprocess.run(command, capture_output=True, check=False, **told)  # type: ignore[call-overload]
+            assert (ran.returncode, ran.stdout.strip()) == (0, b"{}"), ran.stderr
+            assert fake.taken.pop() == (path, key, sent), language
