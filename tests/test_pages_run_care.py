@@ -25,6 +25,7 @@ PAGES = (
     "/runs/text?step=text-llm&q=look",
     "/steps/images-llm",
     "/findings/talk",
+    "/fork?run=forked-a",
     "/runs",
     "/runs?q=type:run",
     "/runs?q=tokens:1:2",
@@ -61,6 +62,7 @@ def browser() -> Iterator[Browser]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:
     with AppServer(tmp_path_factory.mktemp("cared") / "home") as server:
         viewing.add(server.store, *viewing.talk(), *states(), *viewing.text_set(), *viewing.images())
+        viewing.add(server.store, *viewing.forked())
         server.store.add([json.dumps(record).encode() for record in thread()])
         yield server
 

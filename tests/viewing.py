@@ -181,3 +181,32 @@ def talk(calls: int = 12) -> Iterator[Record]:
         "talk-llm-last", "llm", 99, 99.5, "talk", root="talk", trace="talk", name="think",
         generation=a_call(edited, {"role": "assistant", "content": "it is fine"}),
     )  # fmt: skip
+
+
+FORKED: dict[str, tuple[list[tuple[str, Any]], float | None]] = {
+    "a": ([("look", {"at": "SFO", "n": 2}), ("think", "which?"), ("buy", {"seat": "1A"})], 1.0),
+    "b": ([("look", {"n": 2.0, "at": "SFO"}), ("think", "which?"), ("buy", {"seat": "9F"})], 0.0),
+    "c": ([("look", {"at": "LAX"})], 0.0),
+    "d": ([("look", {"at": "SFO", "n": 2}), ("think", "which?"), ("buy", {"seat": "1A"})], None),
+    "e": ([], 1.0),
+}
+
+
+def forked() -> Iterator[Record]:
+    """Return five runs of one question, with the tools that they called and a reward for four of them."""
+    asked = {"role": "user", "content": "a seat, please"}
+    for number, (name, (calls, reward)) in enumerate(FORKED.items()):
+        id, at = f"forked-{name}", number * 100.0
+        scores = [] if reward is None else [{"id": f"{id}-s", "name": "reward", "value": reward}]
+        place: Record = {"root": id, "trace": id}
+        yield a_step(id, "run", at, at + 9, None, **place, name="agent", input="a seat, please", scores=scores)
+        messages = [{"role": "system", "content": "be kind"}, asked]
+        for call, (tool, arguments) in enumerate(calls):
+            said: Record = {"role": "assistant", "content": None}
+            begin = at + call * 2 + 1
+            generation = a_call([*messages], said)
+            yield a_step(f"{id}-l{call}", "llm", begin, begin + 1, id, **place, name="think", generation=generation)
+            yield a_step(f"{id}-t{call}", "tool", begin + 1, begin + 1.5, id, **place, name=tool, input=arguments)
+            messages += [said, {"role": "tool", "content": f"{tool} {call} of {name}"}]
+        generation = a_call([*messages], {"role": "assistant", "content": f"done, says {name}"})
+        yield a_step(f"{id}-last", "llm", at + 8, at + 9, id, **place, name="think", generation=generation)

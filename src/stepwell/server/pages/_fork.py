@@ -43,8 +43,10 @@ from stepwell.store import MAX_PAGE, Found, ScoreQuery, StepFilter, StepRow, Sto
 __all__ = ["MAX_CASES", "router"]
 
 MAX_CASES: Final = 100
-MAX_ACTIONS: Final = 200  # of one run
-MAX_ROWS: Final = 20_000  # of all of them, of any type
+MAX_ACTIONS: Final = 200  # of one run, or fewer where there are many, for together there are at most
+ALL_ACTIONS: Final = 5_000
+MAX_FOLDED: Final = 20  # actions in a fold
+MAX_ROWS: Final = 8_000  # of all of them, of any type
 MAX_LINES: Final = 1_000
 _BATCH: Final = 200
 _ENDED: Final[dict[str | None, Outcome]] = {
@@ -108,7 +110,7 @@ def fork(  # noqa: PLR0917 (FastAPI passes them by name)
     alike = store.alike(of, limit=MAX_CASES + 1)
     if not alike:
         raise NotFoundError(f"nothing is known of what {of.kind} {of.id!r} was asked")
-    looked = list(_looked(store, alike[-MAX_CASES:]))
+    looked = list(_looked(store, alike[-MAX_CASES:]))[::-1]
     cases = [each.case for each in looked]
     choices = choices_of(cases)
     by = by if by in {choice.name for choice in choices} else choices[0].name
@@ -134,6 +136,7 @@ def fork(  # noqa: PLR0917 (FastAPI passes them by name)
         "given": least,
         "rows": rows[:MAX_LINES],
         "all_rows": len(rows),
+        "folded": MAX_FOLDED,
         "root": root,
         "every": every,
         "parting": parting,
@@ -146,25 +149,29 @@ def fork(  # noqa: PLR0917 (FastAPI passes them by name)
 
 
 def _looked(store: Store, alike: Sequence[Found]) -> Iterator[_Looked]:
-    """Yield the cases with their steps, as many as the budget allows."""
-    left = MAX_ROWS
-    for found in alike:
-        rows = _rows(store, found, min(left, MAX_PAGE))
+    """Yield the cases with their steps, the latest first, as many as the budget allows."""
+    left, most = MAX_ROWS, min(MAX_ACTIONS, ALL_ACTIONS // len(alike))
+    for found in reversed(alike):
+        rows, cut = _rows(store, found)
         left -= len(rows)
-        if left <= 0:
+        if left < 0:
             return
         tools = [row for row in rows if row.type == "tool"]
-        actions = _actions(store, rows, tools[:MAX_ACTIONS])
-        case = Case(found.id, found.kind, rows[0].start_ns if rows else None, actions, max(len(tools) - MAX_ACTIONS, 0))
+        actions = _actions(store, rows, tools[:most])
+        left_out = max(len(tools), len(actions)) - most
+        case = Case(found.id, found.kind, rows[0].start_ns if rows else None, actions[:most], max(left_out, 0), cut)
         case.status = _status(rows, found)
         case.scores = {score.name: score for score in _scores(store, rows) if score.name is not None}
         yield _Looked(case, rows)
 
 
-def _rows(store: Store, found: Found, limit: int) -> list[StepRow]:
+def _rows(store: Store, found: Found) -> tuple[list[StepRow], bool]:
+    """Return the first steps of a case, and whether it has more."""
     if found.kind == "thread":
-        return store.steps(StepFilter(thread_id=found.id), limit=limit, order="asc").items
-    return store.tree(found.id)[:MAX_PAGE]
+        listed = store.steps(StepFilter(thread_id=found.id), limit=MAX_PAGE, order="asc")
+        return listed.items, listed.next_cursor is not None
+    rows = store.tree(found.id)
+    return rows[:MAX_PAGE], len(rows) > MAX_PAGE
 
 
 def _actions(store: Store, rows: Sequence[StepRow], tools: Sequence[StepRow]) -> list[Action]:
@@ -192,7 +199,7 @@ def _told_actions(store: Store, rows: Sequence[StepRow]) -> list[Action]:
         Action(record.id, call.name, canonical(call.arguments), place)
         for place, message in enumerate(messages)
         for call in message.calls
-    ][:MAX_ACTIONS]
+    ]
 
 
 def _status(rows: Sequence[StepRow], found: Found) -> Outcome:

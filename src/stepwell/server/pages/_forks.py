@@ -67,13 +67,17 @@ class Action:
 
 @dataclass(slots=True)
 class Case:
-    """A run or a thread that was asked the question. `left_out` are actions beyond what is looked at."""
+    """A run or a thread that was asked the question.
+
+    `left_out` are actions beyond what is looked at; `cut` says that its first steps only were read.
+    """
 
     id: str
     kind: Literal["thread", "step"]
     start_ns: int | None
     actions: Sequence[Action]
     left_out: int = 0
+    cut: bool = False
     status: Outcome = "unknown"
     scores: dict[str, Score] = field(default_factory=dict[str, Score])
     outcome: Outcome = "unknown"
