@@ -343,6 +343,8 @@ def test_scores_are_listed(clients: list[Sync | Async]) -> None:
     assert ids(same(clients, "scores", name="quality", min=0.5)) == ["s-1"]
     assert ids(same(clients, "scores", step_id="later", since=DAY_NS, until=DAY_NS + 1)) == ["s-2"]
     assert ids(same(clients, "scores", type="AI", order="asc")) == ["s-1"]
+    assert ids(same(clients, "scores", step_ids=["llm-1", "none"])) == ["s-1"]
+    assert ids(same(clients, "scores", step_ids=[])) == []
     assert same(clients, "scores", label="good") == []
 
 

@@ -48,7 +48,7 @@ __all__ = [
 Time = datetime | int
 Query = list[tuple[str, str]]
 
-_IDS: Final = ("ids", "trace_ids")
+_IDS: Final = ("ids", "trace_ids", "step_ids")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -136,6 +136,7 @@ class ScoreFilters(TypedDict, total=False):
     min: float | None
     max: float | None
     step_id: str | None
+    step_ids: Sequence[str] | None
     since: Time | None
     until: Time | None
 
@@ -173,10 +174,7 @@ def step_filter(given: StepFilters) -> tuple[StepFilter, Query]:
     checked = _checked(_steps, given)
     query: str | None = checked.pop("query", None)
     filter = StepFilter(**checked)
-    for name in _IDS:
-        many: Sequence[str] | None = getattr(filter, name)
-        if many is not None and len(many) > MAX_PAGE:
-            raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(many)}")
+    _check_ids(filter)
     return with_query(filter, query), [*query_of(filter), *([] if query is None else [("q", query)])]
 
 
@@ -190,7 +188,16 @@ def thread_filter(given: ThreadFilters) -> tuple[ThreadFilter, Query]:
 
 def score_query(given: ScoreFilters) -> ScoreQuery:
     """Return the store's filter. Raises `UsageError` that names what is wrong."""
-    return ScoreQuery(**_checked(_scores, given))
+    filter = ScoreQuery(**_checked(_scores, given))
+    _check_ids(filter)
+    return filter
+
+
+def _check_ids(filter: StepFilter | ScoreQuery) -> None:
+    for name in _IDS:
+        many: Sequence[str] | None = getattr(filter, name, None)
+        if many is not None and len(many) > MAX_PAGE:
+            raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(many)}")
 
 
 def rollup_query(given: RollupFilters) -> RollupQuery:

@@ -331,6 +331,7 @@ class ScoreListQuery(Listed):
     min: _Number = Field(default=None, description="Of the value, inclusive.")
     max: _Number = Field(default=None, description="Of the value, inclusive.")
     step_id: str | None = None
+    step_ids: _Ids = None
     since_ns: _Since = None
     until_ns: _Until = None
 
