@@ -125,7 +125,9 @@ def test_the_page_draws_equal_calls_once_and_opens_where_good_and_bad_part(serve
     assert text.count("ends here:") == 3
     assert text.count("end here:") == 1  # a and d
     assert "<h2>Call 3, where they part</h2>" in text  # a and b, not where c or e leave them
-    assert '<dt><del>Left</del></dt><dd><a href="/runs/forked-b">forked-b</a> <span class="o-bad">bad</span>' in text
+    assert (
+        '<dt><del>Left</del></dt><dd><a href="/runs/forked-b" title="forked-b">forked-b</a> <span class="note">' in text
+    )
     assert "<del>9F</del><ins>1A</ins>" in text
     assert "3 messages are equal; what differs first: <b>message 4</b>." in text
     assert "look 0 of <del>b</del><ins>a</ins>" in text
@@ -134,13 +136,21 @@ def test_the_page_draws_equal_calls_once_and_opens_where_good_and_bad_part(serve
     assert "&#34;at&#34;: &#34;<del>LAX</del><ins>SFO</ins>" in other
 
 
+def told_in(page: str) -> str:
+    """Return how many runs went well, as the page tells it of all."""
+    totals = page.partition('class="totals">')[2].partition("</form>")[0]
+    return ", ".join(" ".join(words) for words in re.findall(r"</span> (\d+) <span>(\w+)</span>", totals))
+
+
 def test_what_decides_and_from_which_value_is_chosen_in_the_address(server: AppServer) -> None:
     strict = server.client.get("/fork?run=forked-a&by=reward&least=2").text
-    assert "3 bad" not in strict
-    assert "4 bad" in strict
+    assert told_in(strict) == "4 bad, 1 unknown"
     assert "No good and bad runs to part" in strict
+    assert told_in(server.client.get("/fork?run=forked-a&by=reward&least=2&least_of=other").text) == (
+        "2 good, 2 bad, 1 unknown"
+    )
     by_status = server.client.get("/fork?run=forked-a&by=status").text
-    assert "5 good" in by_status
+    assert told_in(by_status) == "5 good"
     assert 'name="least"' not in by_status
     assert "4 of 5" in server.client.get("/fork?run=forked-a&by=nothing").text
 
@@ -174,7 +184,7 @@ def test_runs_without_tool_steps_are_told_by_their_last_model_call(tmp_path: Pat
             viewing.add(server.store, run, step)
         text = server.client.get("/fork?thread=bad").text
         assert "<h2>After call 1, one ends</h2>" in text
-        assert '<a href="/threads/good">good</a>' in text
+        assert '<a href="/threads/good" title="good">good</a>' in text
         assert "<ins>buy</ins>" in text
         assert "<script>alert" not in text
         assert '<a href="/fork?thread=good">2 runs of this question</a>' in server.client.get("/threads/good").text
@@ -232,5 +242,5 @@ def test_each_of_the_24_airline_tasks_with_both_outcomes_opens_where_they_part(t
             seen.append(min(len(one), len(other)) if equal is None else equal)
             heading = "One of them makes no call" if not seen[-1] else f"After call {seen[-1]}, one ends"
             assert f"<h2>{heading if equal is None else f'Call {equal + 1}, where they part'}</h2>" in text
-            assert re.findall(r'<dd><a href="/threads/(.*?)">', text)[:2] == [failing[0], passing[0]]
+            assert re.findall(r'<dd><a href="/threads/(.*?)" ', text)[:2] == [failing[0], passing[0]]
     assert (len(tasks), len(seen), min(seen), max(seen)) == (50, 24, 0, 8)

@@ -20,7 +20,7 @@ from stepwell.model import Score, StepRecord
 from stepwell.server._access import InStore
 from stepwell.server.pages._aligning import Words, diff_words
 from stepwell.server.pages._caching import Prompt, differences, prompt_of
-from stepwell.server.pages._content import Message, message_of, messages_of, read
+from stepwell.server.pages._content import Message, mapping, message_of, messages_of, read
 from stepwell.server.pages._entry import generation_of
 from stepwell.server.pages._forks import (
     STATUS,
@@ -86,13 +86,15 @@ class Side:
 class Before:
     """What was sent to two model calls that is not the same, the first part first, after so many `equal` messages.
 
-    `texts` are of the first message that differs, and `places` where it stands left and right.
+    `texts` are of the first message that differs, and `places` where it stands left and right. Where none does, `more`
+    is how many messages more were sent to the right one, below zero to the left one.
     """
 
     parts: Sequence[str]
     places: tuple[int, int] | None
     texts: Words | None
     equal: int
+    more: int = 0
 
 
 @router.get("/fork")
@@ -103,18 +105,21 @@ def fork(  # noqa: PLR0917 (FastAPI passes them by name)
     thread: Id = "",
     by: Annotated[str, Query(max_length=MAX_ID_CHARACTERS)] = "",
     least: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+    least_of: Annotated[str, Query(max_length=MAX_ID_CHARACTERS)] = "",
     at: Annotated[str, Query(max_length=16)] = "",
 ) -> Response:
-    """Show the runs that were asked the same as a run or a thread."""
+    """Show the runs that were asked the same as a run or a thread; `least` is a value of the score `least_of`."""
     of = Found("step", run) if run else Found("thread", thread)
     alike = store.alike(of, limit=MAX_CASES + 1)
     if not alike:
         raise NotFoundError(f"nothing is known of what {of.kind} {of.id!r} was asked")
     looked = list(_looked(store, alike[-MAX_CASES:]))[::-1]
     cases = [each.case for each in looked]
+    for number, case in enumerate(cases, 1):
+        case.number = number
     choices = choices_of(cases)
     by = by if by in {choice.name for choice in choices} else choices[0].name
-    bound = judge(cases, by, least)
+    bound = judge(cases, by, least if least_of in {"", by} else None)
     root, nodes = grow(cases)
     first, every = partings(root, nodes, cases)
     chosen = nodes.get(at)
@@ -133,7 +138,6 @@ def fork(  # noqa: PLR0917 (FastAPI passes them by name)
         "by": by,
         "status": STATUS,
         "bound": bound,
-        "given": least,
         "rows": rows[:MAX_LINES],
         "all_rows": len(rows),
         "folded": MAX_FOLDED,
@@ -287,21 +291,23 @@ def _text(message: Message) -> str:
 
 def _before(left: Side, right: Side) -> Before | None:
     """Compare what the model was sent before both did what they did."""
-    if left.prompt is None or right.prompt is None:
-        return None
-    found = list(differences(left.prompt, right.prompt))
-    parts = [name for name, _, _, _ in found]
-    place, old_place = next(((place, old) for _, _, place, old in found if place is not None), (None, None))
     one, other = left.prompt, right.prompt
-    if left.asking is not None and right.asking is not None:
-        models = [generation_of(record).model or "unknown" for record in (left.asking, right.asking)]
-        parts = [*([] if models[0] == models[1] else [f"model ({models[0]} and {models[1]})"]), *parts]
+    if one is None or other is None or left.asking is None or right.asking is None:
+        return None
+    found = list(differences(one, other))
+    parts = list(dict.fromkeys([*_set_otherwise(left.asking, right.asking), *(name for name, _, _, _ in found)]))
+    place, old_place = next(((place, old) for _, _, place, old in found if place is not None), (None, None))
     if place is None or old_place is None:
         equal = min(len(one.messages), len(other.messages))
-        longer = len(other.messages) - len(one.messages)
-        if longer:
-            which = "right" if longer > 0 else "left"
-            parts.append(f"{abs(longer)} more {'message' if abs(longer) == 1 else 'messages'} on the {which}")
-        return Before(parts, None, None, equal + other.first)
+        return Before(parts, None, None, equal + other.first, len(other.messages) - len(one.messages))
     texts = diff_words(_text(left.messages[old_place]), _text(right.messages[place]))
     return Before(parts, (old_place, place), texts, place)
+
+
+def _set_otherwise(left: StepRecord, right: StepRecord) -> Iterator[str]:
+    """Yield what two model calls were set to that is not the same: the model, and all settings that were recorded."""
+    one, other = generation_of(left), generation_of(right)
+    if one.model != other.model:
+        yield f"model ({one.model or 'unknown'} and {other.model or 'unknown'})"
+    old, new = mapping(read(one.settings)), mapping(read(other.settings))
+    yield from (f"setting {name}" for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name))

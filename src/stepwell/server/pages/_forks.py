@@ -67,7 +67,7 @@ class Action:
 
 @dataclass(slots=True)
 class Case:
-    """A run or a thread that was asked the question.
+    """A run or a thread that was asked the question; `number` is its place among those that are shown, from 1.
 
     `left_out` are actions beyond what is looked at; `cut` says that its first steps only were read.
     """
@@ -82,6 +82,7 @@ class Case:
     scores: dict[str, Score] = field(default_factory=dict[str, Score])
     outcome: Outcome = "unknown"
     why: str = ""
+    number: int = 0
 
 
 @dataclass(slots=True, eq=False)
