@@ -178,6 +178,16 @@ def test_a_call_can_be_run_again(generation: Generation, curl: str, python: str)
     assert python in (snippet_of(generation, "python") or "")
 
 
+def test_what_is_cut_says_so_and_a_tree_tells_messages_apart(server: AppServer) -> None:
+    inside = {"root": "long", "trace": "long"}
+    viewing.add(server.store, viewing.a_run("long", trace="long", input={"n": "x" * 300}, output="y" * 300))
+    said = viewing.a_step("long-q", "user_message", 1, 1, "long", name="user_message", output="what <now>?", **inside)
+    viewing.add(server.store, said)
+    text = server.client.get("/runs/long?view=tree").text
+    assert [len(cut) for cut in re.findall(r'<dd dir="auto">([xy]+…)</dd>', text)] == [240, 240]
+    assert '<span class="line" dir="auto">what &lt;now&gt;?</span>' in text
+
+
 def test_what_is_not_there_is_said_not_to_be(server: AppServer) -> None:
     missing = (
         "/steps/none",

@@ -53,6 +53,13 @@ def test_times_are_in_utc_in_the_zone_of_the_browser_or_from_the_start(
         assert here.text_content() == ("Oct 9, 08:53" if blocked else "Oct 9, 04:53")
         choice.select_option("utc")
         assert here.text_content() == "Oct 9, 08:53"
+        page.set_viewport_size({"width": 390, "height": 700})
+        page.goto("/runs/run")
+        assert page.locator(".zone option").all_text_contents()[::2] == ["UTC", "start"]
+        assert page.evaluate("document.querySelector('.bar').scrollWidth") == 390
+        box = choice.bounding_box()
+        assert box is not None
+        assert 300 < box["x"] < box["x"] + box["width"] <= 390
 
 
 @needs_chromium

@@ -111,8 +111,9 @@ def read(payload: Raw | UnsetType) -> Any:
 
 
 def first_line(text: str, limit: int = PREVIEW_CHARACTERS) -> str:
-    """Return the beginning of a text, on one line."""
-    return " ".join(text[: 4 * limit].split())[:limit]
+    """Return the beginning of a text, on one line, with a mark where more follows."""
+    line = " ".join(text[: 4 * limit].split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[: limit - 1]}…"
 
 
 def compact(value: Any) -> str:
@@ -120,7 +121,8 @@ def compact(value: Any) -> str:
     if isinstance(value, str):
         return first_line(value)
     try:
-        return json.encode(value).decode()[:PREVIEW_CHARACTERS]
+        line = json.encode(value).decode()
+        return line if len(line) <= PREVIEW_CHARACTERS else f"{line[: PREVIEW_CHARACTERS - 1]}…"
     except (TypeError, RecursionError, UnicodeEncodeError):
         return "(nested too deep)"
 

@@ -13,9 +13,10 @@ What must stay true:
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from msgspec import Struct
 
@@ -23,16 +24,28 @@ from stepwell.errors import UsageError
 from stepwell.server._places import Place
 from stepwell.server.pages._kept import changing, read_kept, write_kept
 from stepwell.server.pages._listing import read_query, runs_filter
-from stepwell.server.pages._page import Links
-from stepwell.store import MAX_PAGE, Order, ScoreFilter, StepFilter, StepRow, Store
+from stepwell.server.pages._page import Links, count
+from stepwell.store import MAX_PAGE, Judgements, Order, ScoreFilter, StepFilter, StepRow, Store
 
-__all__ = ["CLAIM_S", "MAX_LABELS_TEXT", "MAX_NAME", "Items", "Queue", "claims_of", "give_out", "items_of", "tally"]
+__all__ = [
+    "CLAIM_S",
+    "MAX_LABELS_TEXT",
+    "MAX_NAME",
+    "Items",
+    "Queue",
+    "claims_of",
+    "give_out",
+    "items_of",
+    "tally",
+    "verdict_of",
+]
 
 CLAIM_S: Final = 900
 MAX_CLAIMS: Final = 1_000
 MAX_NAME: Final = 80
 MAX_LABELS: Final = 9  # each has a digit's key
 MAX_LABELS_TEXT: Final = 400
+MAX_VERDICTS: Final = 12  # counted each by itself
 
 List = Literal["runs", "steps"]
 
@@ -154,12 +167,16 @@ def give_out(place: Place, queue: Queue, reviewer: str, current: StepRow | None)
     return item
 
 
+def verdict_of(found: Judgements | None, name: str) -> str | None:
+    """Return what a step was judged to be under a name: the label, else the value; None where it was not."""
+    scores = () if found is None else (score for score in found.latest if score.name == name)
+    return next((score.label or count(score.value) or "no label" for score in scores), None)
+
+
 def tally(store: Store, items: Items, name: str) -> list[tuple[str, int]]:
-    """Count what the items that are done were judged to be, the most frequent first."""
-    counts: dict[str, int] = {}
-    for found in store.judgements(list(items.done)).values():
-        for score in found.latest:
-            if score.name == name:
-                said: Any = score.label or "no label"
-                counts[said] = counts.get(said, 0) + 1
-    return sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    """Count what the items that are done were judged to be, the most frequent first, and the rest as one."""
+    verdicts = (verdict_of(found, name) for found in store.judgements(list(items.done)).values())
+    counted = Counter(verdict for verdict in verdicts if verdict is not None)
+    most = sorted(counted.items(), key=lambda each: (-each[1], each[0]))
+    rest = most[MAX_VERDICTS:]
+    return [*most[:MAX_VERDICTS], *([(f"{len(rest)} others", sum(number for _, number in rest))] if rest else [])]

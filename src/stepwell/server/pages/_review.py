@@ -22,7 +22,17 @@ from stepwell.server.pages._address import RunLook
 from stepwell.server.pages._judging import VALUES, keep_judgement, read_form
 from stepwell.server.pages._listing import Cursor, QueryText, Sorted
 from stepwell.server.pages._page import Links, page
-from stepwell.server.pages._queue import MAX_LABELS_TEXT, MAX_NAME, Items, Queue, claims_of, give_out, items_of, tally
+from stepwell.server.pages._queue import (
+    MAX_LABELS_TEXT,
+    MAX_NAME,
+    Items,
+    Queue,
+    claims_of,
+    give_out,
+    items_of,
+    tally,
+    verdict_of,
+)
 from stepwell.store import MAX_PAGE, Order, StepFilter
 from stepwell.store._language import value_text
 
@@ -63,9 +73,7 @@ def bar_of(request: Request, place: Place, look: RunLook, which: Which, id: str)
     items, reviewer = items_of(place.store, queue), request.cookies.get(REVIEWER)
     others = [claim for claim in claims_of(place) if claim.name == queue.name and claim.reviewer != reviewer]
     taken = next((claim.until_s for claim in others if claim.item == id), None)
-    found = place.store.judgements([id]).get(id)
-    verdicts = [] if found is None else [score for score in found.latest if score.name == queue.name]
-    verdict = (verdicts[0].label or "no label") if verdicts else None
+    verdict = verdict_of(place.store.judgements([id]).get(id), queue.name)
     return Bar(queue, id, items, _held(items, {claim.item for claim in others}), verdict, taken)
 
 
