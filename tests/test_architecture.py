@@ -76,6 +76,7 @@ ORDER = [
     "store._users",
     "store._rollups",
     "store._search",
+    "store._shell",
     "store._snippets",
     "store._export",
     "store._tree",

@@ -19,6 +19,7 @@ from stepwell.store._language import MAX_QUERY_CHARACTERS, QueryError, parse_que
 
 __all__ = [
     "MESSAGES",
+    "ROWS",
     "Back",
     "Cursor",
     "Found",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Final
+from pathlib import Path
+from typing import Annotated, Any, Final, cast
 
 from fastapi import APIRouter, Query, Request, Response
 
-from stepwell.server._access import InPlace
+from stepwell.server._access import InPlace, access_of
 from stepwell.server._places import Place
 from stepwell.server.pages._listing import (
+    ROWS,
     Back,
     Cursor,
     Found,
@@ -28,6 +30,7 @@ from stepwell.server.pages._views import read_views
 from stepwell.store import Order, StepFilter, Store
 from stepwell.store._conditions import thread_query
 from stepwell.store._language import QueryError, value_text
+from stepwell.store._shell import shell_line, steps_as_sql, threads_as_sql
 
 __all__ = ["router"]
 
@@ -57,8 +60,9 @@ def runs(  # noqa: PLR0917 (FastAPI passes them by name)
         **_faceted(store, None if found.error else filter, found),
         "messages": messages,
         "named": names_types(found),
+        "judged": judged_html(request, store, "runs", listed),
+        "sql": None if found.error else steps_as_sql(filter, limit=ROWS, order=order),
     }
-    extra["judged"] = judged_html(request, store, "runs", listed)
     return _answer(request, place, "runs", found, listed, order, **extra)
 
 
@@ -76,6 +80,7 @@ def steps(  # noqa: PLR0917 (FastAPI passes them by name)
     listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
     extra = _faceted(store, None if found.error else found.filter, found)
     extra["judged"] = judged_html(request, store, "steps", listed)
+    extra["sql"] = None if found.error else steps_as_sql(found.filter, limit=ROWS, order=order)
     return _answer(request, place, "steps", found, listed, order, **extra)
 
 
@@ -89,7 +94,7 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
     back: Back = False,
 ) -> Response:
     """List threads, the latest active first."""
-    found, listed = read_query(q), None
+    found, listed, sql = read_query(q), None, None
     if not found.error:
         try:
             filter = thread_query(found.text)
@@ -97,13 +102,22 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
             found = Found(found.text, found.filter, str(error), error.position)
         else:
             listed = list_page(place.store.threads, cursor, order, back=back, filter=filter)
-    return _answer(request, place, "threads", found, listed, order, **_faceted(place.store, None, found))
+            sql = threads_as_sql(filter, limit=ROWS, order=order)
+    return _answer(request, place, "threads", found, listed, order, **_faceted(place.store, None, found), sql=sql)
 
 
 def _faceted(store: Store, filter: StepFilter | None, found: Found) -> dict[str, Any]:
     """Return what the template needs to narrow a list of steps; None is a list that has nothing to be narrowed by."""
     facets = None if filter is None else store.facets(filter)
     return {"facets": facets, "groups": [] if facets is None else facets_of(facets, found.text)}
+
+
+def _shell_line(request: Request, store: Store, sql: str | None) -> str | None:
+    """Return the command line for a statement, None where the store is no file; who has a key is not told its path."""
+    path = cast("object", getattr(store, "path", None))
+    if sql is None or not isinstance(path, Path):
+        return None
+    return shell_line(str(path) if access_of(request).key is None else path.name, sql)
 
 
 def _answer(  # noqa: PLR0917 (what the three lists have found)
@@ -126,5 +140,7 @@ def _answer(  # noqa: PLR0917 (what the three lists have found)
         "position": position,
         "tagged": tagged,
         **extra,
+        "sql": _shell_line(request, place.store, extra["sql"]),
+        "is_local": access_of(request).key is None,
     }
     return page(request, f"{section}.html", context, 422 if found.error else 200)

@@ -39,6 +39,22 @@
   });
   addEventListener("pageshow", () => main.removeAttribute("aria-busy"));
 
+  // -- a command line is copied; where there is no clipboard (plain http), it is selected
+
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const text = button.previousElementSibling;
+      try {
+        await navigator.clipboard.writeText(text.textContent);
+        button.textContent = "Copied";
+      } catch {
+        getSelection().selectAllChildren(text);
+        button.textContent = "Selected: copy it with Ctrl+C";
+      }
+    });
+  }
+
   // -- what comes in while the list is read: told, never put in
 
   const news = document.querySelector("[data-live]");
