@@ -312,6 +312,8 @@ class TestFindings:
             (0, None),
             (False, None),
             (UNSET, None),
+            ({"error": [10**30]}, ("error", "error: [1000000000000000000000000000000]")),
+            ({"errors": {"a": 1}, "status": 404}, ("error", 'errors: {"a":1}')),
         ],
     )
     def test_a_result_tells_of_an_error_or_of_nothing(self, result: Any, expected: Any) -> None:
@@ -331,6 +333,10 @@ class TestFindings:
             ("c", "empty", "other_tool", "d"),
             ("e", "error", "none", None),
         ]
+        many = [Act(str(n), "look", {}, "Error", start_ns=n, end_ns=1000 + n) for n in range(400)]
+        last = Act("last", None, start_ns=2000)
+        told = [each.reaction for each in findings([*many, last])]
+        assert told == ["none"] * 200 + ["answered"] * 200  # of more than 200 calls at once nothing is looked past
 
     @needs_airline
     def test_the_airline_conversations_have_54_errors_91_empty_results_and_25_repeats(self) -> None:

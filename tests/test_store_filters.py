@@ -182,6 +182,8 @@ def test_any_filter_keeps_what_the_plainest_filter_keeps(
         (StepFilter(trace_ids=["0" * 32]), "steps_stray_trace_id"),
         (StepFilter(metadata={"a": 1}), "steps_start"),
         (StepFilter(score=ScoreFilter("q")), "sqlite_autoindex_scores_1"),
+        (StepFilter(has_soft_error=True, type="tool"), "soft_errors_start"),
+        (StepFilter(reaction="same_call", root_only=True), "soft_errors_run"),
     ],
 )
 def test_a_filter_is_answered_from_an_index(kept: StepFilter, index: str) -> None:
