@@ -166,6 +166,13 @@ def test_what_broke_no_cache_is_not_told(cause: str) -> None:
     assert told(*NO_CAUSES[cause]()) == []
 
 
+def test_the_calls_of_a_threads_runs_go_on_from_each_other() -> None:
+    runs = [call("c1", 1, TALK, parent="r1"), call("c2", 3, with_message(1, NEXT[2]), parent="r2")]
+    for each in runs:
+        each |= {"root_run_id": each["parent_id"], "thread_id": "talk"}
+    assert [(found.id, found.before_id, found.part) for found in told(*runs)] == [("c2", "c1", "message 2")]
+
+
 def test_a_call_after_the_lifetime_found_the_cache_expired_whatever_it_changed() -> None:
     first = call("c1", 1, TALK)
     (same,) = told(first, call("c2", 700, NEXT))
@@ -217,3 +224,8 @@ def test_a_break_is_a_row_of_the_findings_and_a_line_of_the_call(tmp_path: Path)
         line = server.client.get("/runs/run?step=c2").text
         assert "what differs first is message 4, and 2,944 of 2,944 tokens were not read from it." in line
         assert "prompt cache" not in server.client.get("/runs/run?step=c1").text
+        whole = [call("d1", 21, TALK, parent="on"), call("d2", 23, NEXT, parent="on", cached=2_944)]
+        viewing.add(server.store, viewing.a_run("on"), *({**each, "root_run_id": "on"} for each in whole))
+        assert (
+            "None: no call read less than the one before it had left there." in server.client.get("/findings/on").text
+        )

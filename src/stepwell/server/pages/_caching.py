@@ -25,8 +25,21 @@ from msgspec import Raw, json
 from stepwell.model import StepRecord
 from stepwell.server.pages._content import first_line, mapping, read
 from stepwell.server.pages._entry import generation_of
+from stepwell.store import StepRow
 
-__all__ = ["AHEAD", "BEHIND", "Break", "Prompt", "breaks", "differences", "held", "may_have_broken", "prompt_of"]
+__all__ = [
+    "AHEAD",
+    "BEHIND",
+    "Branch",
+    "Break",
+    "Prompt",
+    "branch_of",
+    "breaks",
+    "differences",
+    "held",
+    "may_have_broken",
+    "prompt_of",
+]
 
 BEHIND: Final = 6  # earlier calls of a branch among which the one that a call goes on from is looked for
 AHEAD: Final = 4  # later calls that may show that the earlier one went on without this one
@@ -42,6 +55,7 @@ _SETTINGS: Final = (  # those that are part of a cached prompt, or choose the ca
 )
 _CACHED_PARTS: Final = ("cached_input", "input_cached_tokens", "cache_read_input_tokens", "input_cache_read", "cached")
 
+Branch = tuple[str | None, str | None, str | None]
 Kind = Literal["broken", "expired", "missed", "changed"]
 
 
@@ -58,12 +72,12 @@ class Told:
 class Prompt:
     """A model call as a cache sees it. `tools` are names and definitions, `first` is the place of `messages` among all.
 
-    `branch` tells calls that may go on from each other: their parent, model and provider. `costs` are the recorded
+    `branch` tells calls that may go on from each other, see `branch_of`. `costs` are the recorded
     parts of the price.
     """
 
     id: str
-    branch: tuple[str | None, str | None, str | None]
+    branch: Branch
     start_ns: int | None
     end_ns: int | None
     tools: Sequence[tuple[str, str]]
@@ -108,6 +122,15 @@ class Break:
         return None if self.expected is None or self.read is None else self.expected - self.read
 
 
+def branch_of(step: StepRecord | StepRow, model: str | None, provider: str | None) -> Branch:
+    """Return what calls have in common that may go on from each other: what they are below, model and provider.
+
+    The calls of a thread's runs are below the thread, and those below a part of a run are below that.
+    """
+    inside = step.thread_id is not None and step.parent_id == step.root_run_id
+    return step.thread_id if inside else step.parent_id, model, provider
+
+
 def prompt_of(record: StepRecord) -> Prompt:
     """Return a recorded model call as a cache sees it."""
     generation = generation_of(record)
@@ -120,7 +143,7 @@ def prompt_of(record: StepRecord) -> Prompt:
     tools = [_tool(item) for item in cast("Sequence[Any]", offered if isinstance(offered, list) else ())]
     return Prompt(
         record.id,
-        (record.parent_id, generation.model, generation.provider),
+        branch_of(record, generation.model, generation.provider),
         record.start_ns,
         record.end_ns,
         tools,
@@ -234,8 +257,8 @@ def may_have_broken(expected: int | None, input_tokens: int | None, read_tokens:
 
 
 def breaks(prompts: Sequence[Prompt]) -> Iterator[Break]:
-    """Yield what broke, expired or was missed among the calls of a run, which are in order."""
-    branches: dict[tuple[str | None, str | None, str | None], list[Prompt]] = {}
+    """Yield what broke, expired or was missed among the calls of a run or a thread, which are in order."""
+    branches: dict[Branch, list[Prompt]] = {}
     for prompt in prompts:
         branches.setdefault(prompt.branch, []).append(prompt)
     found: dict[str, Break] = {}

@@ -137,6 +137,7 @@ def _found(store: Store, looked: _Looked) -> dict[str, Any]:
         "carried": carried(calls),
         "uses": tool_uses(calls),
         "cache": list(breaks(prompts)),
+        "cache_told": sum(prompt.cached is not None for prompt in prompts),
         "numbers": {call.id: number for number, call in enumerate(calls, 1)},
         "asked": asked,
         "values": len(values),

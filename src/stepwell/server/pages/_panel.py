@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import UNSET, Raw, UnsetType
 
 from stepwell.model import Generation, StepRecord
-from stepwell.server.pages._caching import AHEAD, BEHIND, Break, breaks, held, may_have_broken, prompt_of
+from stepwell.server.pages._caching import AHEAD, BEHIND, Break, branch_of, breaks, held, may_have_broken, prompt_of
 from stepwell.server.pages._calls import (
     MAX_LOOKED_AT,
     MAX_TOOLS,
@@ -159,10 +159,9 @@ def _broke(store: Store, family: Family, row: Row) -> Break | None:
     step = row.step
     if step.type != "llm" or step.cached_input_tokens is None:
         return None
-    branch = (step.parent_id, step.model, step.provider)
-    calls = [
-        each.step for each in family.calls() if (each.step.parent_id, each.step.model, each.step.provider) == branch
-    ]
+    branch = branch_of(step, step.model, step.provider)
+    every = (each.step for each in family.calls())
+    calls = [each for each in every if branch_of(each, each.model, each.provider) == branch]
     at = calls.index(step)
     before = calls[max(at - BEHIND, 0) : at]
     left = (
