@@ -8,7 +8,7 @@ import pytest
 
 from stepwell.errors import UsageError
 from stepwell.model import Score
-from stepwell.store import Judgements, ScoreFilter, StepFilter, Store
+from stepwell.store import Judgements, ScoreFilter, ScoreQuery, StepFilter, Store
 from stepwell.testing._store_reading_contract import (
     CHILD,
     GRANDCHILD,
@@ -332,3 +332,16 @@ class StoreFilterContract(StoreReadingContract):
                 break
         expected = [f"s-{n}" for n in range(20)]
         assert seen == (expected if order == "asc" else expected[::-1])
+
+    def test_scores_of_several_steps_are_listed_by_their_creation(self, store: Store) -> None:
+        store.add(
+            [
+                finished(ROOT, scores=[{"id": "s-1", "created_ns": 3}]),
+                *(line("score", f"s-{n}", step_id=id, created_ns=n) for n, id in ((2, "b"), (4, "c"), (5, ROOT))),
+            ]
+        )
+        found = store.scores(ScoreQuery(step_ids=[ROOT, "b", "none"]), order="asc").items
+        assert [(score.id, score.step_id) for score in found] == [("s-2", "b"), ("s-1", ROOT), ("s-5", ROOT)]
+        assert store.scores(ScoreQuery(step_ids=[])).items == []
+        with pytest.raises(UsageError, match="step_ids may be 1000 at most"):
+            store.scores(ScoreQuery(step_ids=["x"] * 1001))
