@@ -384,10 +384,13 @@
       const idle = getSelection().isCollapsed && (document.activeElement === document.body || !document.activeElement);
       return idle && length > innerHeight + 200 && scrollY + innerHeight >= length - 8;
     }
-    // Rows that come into view take their real height, which moves the end.
-    function toEnd(frames = 20) {
-      scrollTo(0, document.documentElement.scrollHeight);
-      if (frames) requestAnimationFrame(() => toEnd(frames - 1));
+    // Rows that come into view take their real height, which moves the end; who scrolls up meanwhile is let go.
+    function toEnd(frames = 20, from = 0) {
+      const length = document.documentElement.scrollHeight;
+      if (scrollY < from - 8 && scrollY + innerHeight < length - 8) return;
+      scrollTo(0, length);
+      const reached = scrollY;
+      if (frames) requestAnimationFrame(() => toEnd(frames - 1, reached));
     }
     async function ask() {
       try {
