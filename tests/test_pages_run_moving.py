@@ -337,7 +337,7 @@ def test_findings_lead_to_their_steps(browser: Browser, server: AppServer) -> No
     with Visit(browser, server) as visit:
         visit.page.goto("/runs/talk")
         visit.page.get_by_role("link", name="Findings").click()
-        expect(visit.page.locator("h2")).to_have_count(3)
+        expect(visit.page.locator("h2")).to_have_count(4)
         expect(visit.page.locator("main")).to_contain_text("offered in")
         expect(visit.page.locator("main")).to_contain_text("Carried along")
         visit.page.get_by_role("link", name="call 3", exact=True).click()
