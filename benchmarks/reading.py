@@ -356,6 +356,8 @@ def stores(folder: Path, sizes: list[int]) -> Iterator[tuple[Path, Made]]:
             started = time.perf_counter()
             store = open_store(f"sqlite:{home}/making.db")
             made.fill(store)
+            while not store.catch_up():  # as a server that has run for a while has done
+                pass
             store.close()
             (home / "making.db").rename(home / "steps.db")
             print(f"made {size:,} steps in {time.perf_counter() - started:.0f} s", flush=True)
