@@ -80,7 +80,7 @@ ORDER = [
     "store._snippets",
     "store._export",
     "store._tree",
-    "store._judging",
+    "store._soft_errors",
     "store._statements",
     "store._visits",
     "store._write",

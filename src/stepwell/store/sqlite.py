@@ -45,7 +45,6 @@ from stepwell.store._connections import Connections
 from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
 from stepwell.store._judgements import read_judgements
-from stepwell.store._judging import judge_more
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
 from stepwell.store._questions import read_alike
@@ -69,6 +68,7 @@ from stepwell.store._rows import (
 from stepwell.store._run_sums import RunSums
 from stepwell.store._schema import LAST_POSITION
 from stepwell.store._search import among, index_more, select_found
+from stepwell.store._soft_errors import judge_more
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
 from stepwell.store._write import Intake
