@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import json
@@ -72,6 +73,42 @@ def test_words_in_line_are_found_in_order_of_start_without_reading_all_of_them()
     assert ids(page) == ["s-8998", "s-8996"]
     assert ids(store.steps(StepFilter(text="common -odd"), limit=2, cursor=page.next_cursor)) == ["s-8994", "s-8992"]
     assert ids(store.steps(StepFilter(text="common"), limit=2, order="asc")) == ["s-0", "s-1"]
+    store.close()
+
+
+@pytest.mark.parametrize("ids_are_uuids", [True, False])
+def test_a_word_that_most_runs_have_finds_them_by_any_of_their_steps_and_counts_what_was_found(
+    ids_are_uuids: bool,
+) -> None:
+    def name(run: int, place: int) -> str:
+        return str(uuid.UUID(int=(run + 1 << 64) + place)) if ids_are_uuids else f"{run}-{place}"
+
+    store = SqliteStore(None)
+    starts = {name(run, 0): run * 7919 % 1_009 for run in range(1_000)}
+    for run in range(1_000):
+        tools = [
+            step(name(run, n), parent_id=name(run, 0), root_run_id=name(run, 0), type="tool", output="common")
+            for n in range(1, 8)
+        ]
+        root = step(name(run, 0), root_run_id=name(run, 0), type="run", start_ns=starts[name(run, 0)], output=run % 2)
+        store.add([root, *(tools if run % 5 else ())])
+    assert store.catch_up(60) is True
+    changed = {"root_run_id": name(0, 0), "parent_id": name(0, 0)}
+    store.add([step(name(0, 9), output="common", **changed), step(name(1, 1), output="common still")])
+    expected = [id for id in starts if id == name(0, 0) or list(starts).index(id) % 5]
+    expected.sort(key=starts.__getitem__)
+    for order, ids_in_order in (("asc", expected), ("desc", expected[::-1])):
+        found, cursor = [], None
+        while True:
+            page = store.runs(StepFilter(text="common"), limit=300, cursor=cursor, order=cast("Order", order))
+            found += ids(page)
+            if (cursor := page.next_cursor) is None:
+                break
+        assert found == ids_in_order
+    facets = store.facets(StepFilter(text="common", root_only=True))
+    assert (facets.values["type"], facets.more) == ([("run", 801)], False)
+    facets = store.facets(StepFilter(text="common"))
+    assert (facets.counted, facets.more) == (1_000, True)
     store.close()
 
 

@@ -29,13 +29,14 @@ from stepwell.store._messages import Bodies
 from stepwell.store._packs import PackReader
 from stepwell.store._query import Keyset, select_steps
 from stepwell.store._texts import match_of, text_of
+from stepwell.store._tree import relatives
 
 __all__ = ["among", "forget_index", "index_more", "select_found"]
 
 MAX_TAIL: Final = 2_000
 _ROWS: Final = 50
 _COMMON: Final = 5_000  # matches, from which on steps are walked instead
-_WALKED, _WALKS = 500, 20  # steps at once, and how often
+_WALKED, _RUNS_WALKED, _WALKS = 500, 100, 20  # steps at once, runs at once, and how often
 _SPREAD: Final = 20  # positions for each of them: what lies between is read, too
 _STALE: Final = 10_000  # texts of older states and deleted steps, besides as many as there are steps
 _CREATE: Final = (
@@ -57,6 +58,7 @@ _TAIL: Final = tuple(
     )
     for query in _NEXT
 )
+_POSITION: Final = "ifnull(s.changed, s.number)"
 _INSERT: Final = "INSERT INTO step_texts (rowid, text) VALUES (?, ?)"
 _FOUND: Final = """
     SELECT number FROM steps WHERE number IN (SELECT value FROM json_each(?1)) AND changed IS NULL
@@ -168,10 +170,13 @@ def among(db: sqlite3.Connection, text: str, *, roots: bool = False) -> str:
 def select_found(
     db: sqlite3.Connection, columns: str, filter: StepFilter, text: str, page: Keyset
 ) -> list[tuple[Any, ...]]:
-    """Return the rows of a page as `select_steps` has them, of the steps that a text finds."""
+    """Return the rows of a page as `select_steps` has them, of the steps that a text finds, or of those at the top that
+    have such a step in their run.
+    """
     rows = _walk(db, columns, filter, match_of(text), page) if _is_common(db, text) else None
     if rows is None:
-        rows = db.execute(*select_steps(columns, filter, page, among=among(db, text))).fetchall()
+        found = among(db, text, roots=filter.root_only)
+        rows = db.execute(*select_steps(columns, filter, page, among=found)).fetchall()
     return rows
 
 
@@ -189,20 +194,31 @@ def _walk(
     """
     found: list[tuple[Any, ...]] = []
     tail = {*_tail(db, match)}
-    steps = Keyset("x", _WALKED, None, "asc" if page.direction == "ASC" else "desc")
+    size = _RUNS_WALKED if filter.root_only else _WALKED
+    steps = Keyset("x", size, None, "asc" if page.direction == "ASC" else "desc")
     steps.after = page.after
     for _ in range(_WALKS):
-        rows = db.execute(*select_steps(f"ifnull(s.changed, s.number), {columns}", filter, steps)).fetchall()[:_WALKED]
-        first, last = min((row[2] for row in rows), default=0), max((row[2] for row in rows), default=0)
-        if last - first > _SPREAD * _WALKED:
+        rows = db.execute(*select_steps(f"s.id, {_POSITION}, {columns}", filter, steps)).fetchall()[:size]
+        inside = _inside(db, rows) if filter.root_only else [(row[0], row[0], row[3]) for row in rows]
+        first, last = min((each[2] for each in inside), default=0), max((each[2] for each in inside), default=0)
+        if last - first > _SPREAD * max(len(inside), _WALKED):
             return None
         query = "SELECT rowid FROM step_texts WHERE step_texts MATCH ? AND rowid BETWEEN ? AND ?"
         positions = {position for (position,) in db.execute(query, (match, first, last))}
-        found += [(*row[:2], *row[3:]) for row in rows if row[2] in positions or row[0] in tail]
-        if len(found) > page.limit or len(rows) < _WALKED:
+        having = {listed for listed, number, position in inside if position in positions or number in tail}
+        found += [(*row[:2], *row[4:]) for row in rows if row[0] in having]
+        if len(found) > page.limit or len(rows) < size:
             return found[: page.limit + 1]
         steps.after = rows[-1][1], rows[-1][0]
     return None
+
+
+def _inside(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
+    """Return the steps of runs, themselves included: number of the run, number and position of the step."""
+    listed = {row[2]: row[0] for row in rows}
+    family = relatives(db, f"s.number, {_POSITION}", listed)
+    owned = ((id if root is None else root, number, position) for id, _, root, number, position in family.values())
+    return [(listed[owner], number, position) for owner, number, position in owned if owner in listed]
 
 
 def _array(numbers: Iterable[int]) -> str:

@@ -7,6 +7,7 @@ The schema is told in `stepwell.store._schema`; what holds of every store in `st
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ from stepwell.store._rows import (
 )
 from stepwell.store._run_sums import RunSums
 from stepwell.store._schema import LAST_POSITION
-from stepwell.store._search import among, index_more, select_found
+from stepwell.store._search import index_more, select_found
 from stepwell.store._soft_errors import judge_more
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
@@ -192,11 +193,7 @@ class SqliteStore:
         """List steps by start."""
         page = Keyset("s", limit, cursor, order)
         with self._connections.reading() as db:
-            if filter.text is None or filter.root_only:
-                found = None if filter.text is None else among(db, filter.text, roots=True)
-                rows = db.execute(*select_steps(LIST_SQL, filter, page, among=found)).fetchall()
-            else:
-                rows = select_found(db, LIST_SQL, filter, filter.text, page)
+            rows = _select(db, LIST_SQL, filter, page)
         return _page([step_row(row[2:]) for row in rows[:limit]], rows, page)
 
     def cursor(self, id: str, order: Order = "desc") -> str:
@@ -213,8 +210,7 @@ class SqliteStore:
         """List top-level runs and steps without a parent, by start, with the sums of what is below them."""
         page = Keyset("r", limit, cursor, order)
         with self._connections.reading() as db:
-            found = None if filter.text is None else among(db, filter.text, roots=True)
-            rows = db.execute(*select_steps(LIST_SQL, replace(filter, root_only=True), page, among=found)).fetchall()
+            rows = _select(db, LIST_SQL, replace(filter, root_only=True), page)
             listed = rows[:limit]
             position, sums = self._run_sums.known(db, [row[2] for row in listed])
             new = [row[2] for row in listed if row[2] not in sums]
@@ -239,8 +235,7 @@ class SqliteStore:
         """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
         page = Keyset("s", MAX_PAGE, None, "desc")
         with self._connections.reading() as db:
-            found = None if filter.text is None else among(db, filter.text, roots=filter.root_only)
-            rows = db.execute(*select_steps(FACET_SQL, filter, page, among=found)).fetchall()
+            rows = _select(db, FACET_SQL, filter, page)
         return facets_of([row[2:] for row in rows[:MAX_PAGE]], more=len(rows) > MAX_PAGE)
 
     def scores(
@@ -410,6 +405,13 @@ class SqliteStore:
                 return problems + find_lost(db)
         except CorruptStoreError as error:
             return [str(error)]
+
+
+def _select(db: sqlite3.Connection, columns: str, filter: StepFilter, page: Keyset) -> list[tuple[Any, ...]]:
+    if filter.text is None:
+        rows: list[tuple[Any, ...]] = db.execute(*select_steps(columns, filter, page)).fetchall()
+        return rows
+    return select_found(db, columns, filter, filter.text, page)
 
 
 def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:

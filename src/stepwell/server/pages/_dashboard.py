@@ -35,7 +35,8 @@ _RANGES: Final[dict[str, tuple[int, Every]]] = {
 }
 _LABELS: Final = {24: 4, 7: 1, 30: 6, 90: 15}  # so many hours or days have one label below them
 _TYPES: Final = ("run", "llm", "tool", "retrieval", "embedding", "rerank")
-_LOOKED_AT: Final = 500
+_LOOKED_AT: Final = 500  # steps, and failed steps
+_RUNS_LOOKED_AT: Final = 200  # whose sums are those of all steps below them
 _SHOWN: Final = 8
 _GROUPS: Final = 12
 WIDTH: Final = 600
@@ -217,6 +218,7 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
         "groups": [(row, getattr(row, by), _group_link(links, type, by, row, since_ns)) for row in groups[:_GROUPS]],
         "all_groups": len(groups),
         "looked_at": _LOOKED_AT,
+        "runs_looked_at": _RUNS_LOOKED_AT,
         "empty": not any(row.steps for row in rows.values()),
         **_singles(store, links, recent, type),
     }
@@ -251,7 +253,7 @@ def _group_link(links: Links, type: str, by: str, row: Rollup, since_ns: int) ->
 
 def _singles(store: Store, links: Links, recent: StepFilter, type: str) -> dict[str, Any]:
     """Look at the latest runs, steps and errors of the range."""
-    runs = store.runs(top_filter(recent, MESSAGES), limit=_LOOKED_AT).items
+    runs = store.runs(top_filter(recent, MESSAGES), limit=_RUNS_LOOKED_AT).items
     wanted: Any = (type,) if type else None
     steps = store.steps(StepFilter(type=wanted, since_ns=recent.since_ns), limit=_LOOKED_AT).items
     failed = store.steps(StepFilter(status="failed", type=wanted, since_ns=recent.since_ns), limit=_LOOKED_AT).items
