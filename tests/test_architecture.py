@@ -211,6 +211,7 @@ ORDER = [
     "server.pages._runs",
     "server.pages._steps",
     "server.pages._sharing",
+    "server.pages._numbered",
     "server.pages._saving",
     "server.pages._context",
     "server.pages._origins",

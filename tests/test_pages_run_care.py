@@ -25,6 +25,7 @@ PAGES = (
     "/runs/text?step=text-llm&q=look",
     "/steps/images-llm",
     "/findings/talk",
+    "/lines/talk?lines=3-5",
     "/fork?run=forked-a",
     "/runs",
     "/runs?q=type:run",

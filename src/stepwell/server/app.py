@@ -29,6 +29,7 @@ from stepwell.server.pages import (
     _lists,
     _live,
     _login,
+    _numbered,
     _review,
     _runs,
     _saving,
@@ -67,6 +68,7 @@ _ROUTERS = (
     _steps.router,
     _findings.router,
     _sharing.router,
+    _numbered.router,
     _saving.router,
     _static.router,
 )
