@@ -25,7 +25,10 @@ STEPS = [
     ("lint", ["ruff", "check", "."]),
     ("types, mypy", ["mypy"]),
     ("types, pyright", ["pyright"]),
-    ("tests", ["coverage", "run", "-m", "pytest", "-p", "no:stepwell", "-n", "4", "--dist", "worksteal"]),
+    (
+        "tests",
+        ["coverage", "run", "-m", "pytest", "-p", "no:stepwell", "-n", "4", "--dist", "worksteal", "--durations=25"],
+    ),
     ("coverage, joined", ["coverage", "combine", "-q"]),
     ("coverage", ["coverage", "report"]),
     ("benchmark, overhead", ["python", "-W", "error", "benchmarks/overhead.py", "--smoke"]),

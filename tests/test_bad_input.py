@@ -233,7 +233,7 @@ def test_token_counts_too_large_to_be_added_up_do_not_lose_the_step(tmp_path: Pa
         with sw.llm("x", messages=[1]) as step:
             step.usage(input_tokens=2**63 - 1, output_tokens=2**63 - 1, cached_input_tokens=2**63)
             step.usage(reasoning_tokens=2**53)
-        assert sw.flush()
+        assert sw.flush(30)
         (ledger,) = sw.stats().exporters.values()
         assert (ledger.delivered, ledger.rejected) == (1, {})
 

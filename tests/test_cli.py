@@ -106,7 +106,7 @@ def recorded(folder: Path) -> Ids:
                 llm.score("good", 0.5)
             with pytest.raises(ValueError, match="bad"), sw.tool("look", input={"q": "x"}) as tool:
                 raise ValueError("bad \x1b[2J value")
-    assert sw.flush()
+    assert sw.flush(30)
     _config.reset()
     return Ids(agent.id, llm.id, tool.id, message.id)
 
@@ -840,7 +840,7 @@ class TestHealth:
         sw.configure(export=Refusing(), home=".stepwell")
         with sw.run("refused"):
             pass
-        assert sw.flush()
+        assert sw.flush(30)
         _config.reset()
         with Path(next(Path(".stepwell/rejected").iterdir())).open("a") as letters:
             letters.write("torn")
@@ -880,7 +880,7 @@ class TestHealth:
         sw.configure(export=Refusing(), home=".stepwell")
         with sw.run("refused"):
             pass
-        assert sw.flush()
+        assert sw.flush(30)
         _config.reset()
         Path(".stepwell").chmod(0o755)
         result = run("doctor")

@@ -128,7 +128,7 @@ def test_the_url_says_the_stream(url: str, text: str, capsys: pytest.CaptureFixt
     sw.configure(export=url, home=None)
     with sw.run("agent"), sw.tool("search"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     captured = capsys.readouterr()
     assert getattr(captured, text).splitlines()[1].startswith("└─ tool  search  ")
     assert captured.out == "" or text == "out"

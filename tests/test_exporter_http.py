@@ -308,7 +308,7 @@ def test_nothing_of_it_is_imported_before_there_is_something_to_send(tmp_path: P
         import stepwell as sw
         with sw.run("a"):
             pass
-        assert sw.flush()
+        assert sw.flush(30)
         sw.configure(export=f"https://host.invalid", home=None)
         assert not {"httpcore", "httpx", "ssl", "h11", "certifi", "zstandard"} & sys.modules.keys()
         sw.shutdown()

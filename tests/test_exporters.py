@@ -73,7 +73,7 @@ def test_a_plug_in_is_configured_by_its_url(plug_in: Path) -> None:
     sw.configure(export="acme:", home=plug_in / "home")
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert sw.stats().exporters["acme:"].delivered == 1
 
 
@@ -134,7 +134,7 @@ def test_any_object_with_export_is_an_exporter() -> None:
     sw.configure(export=Mine(), home=None)
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert len(taken) == 1
 
 

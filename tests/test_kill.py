@@ -21,7 +21,7 @@ from stepwell.exporters import Batch, open_exporter
 from stepwell.exporters.jsonl import JsonLinesExporter
 from stepwell.store import open_store
 
-ROUNDS = 60
+ROUNDS = 30
 
 
 class DeadExporter:

@@ -122,7 +122,7 @@ def test_without_a_home_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     with sw.run("a"):
         pass
     assert pipeline().adopt_orphans() == 0
-    assert sw.flush()
+    assert sw.flush(30)
     assert names(memory) == ["a"]
     assert sw.stats().journal is None
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ def test_where_the_home_folder_cant_be_made_it_says_so_once(tmp_path: Path, capl
     for _ in range(10):
         with sw.run("a"):
             pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert names(memory) == ["a"] * 10
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
@@ -184,7 +184,7 @@ def test_exporters_of_one_kind_get_names_of_their_own(tmp_path: Path) -> None:
     sw.configure(export=[MemoryExporter(), MemoryExporter(), Keyed()], home=tmp_path / "home")
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     stats = sw.stats()
     assert list(stats.exporters) == ["MemoryExporter", "MemoryExporter#2", "keyed"]
     assert [ledger.delivered for ledger in stats.exporters.values()] == [1, 1, 1]
@@ -214,7 +214,7 @@ def test_a_step_that_is_open_for_long_is_announced_once(tmp_path: Path, monkeypa
             assert time.monotonic() < deadline, found
             exporter.arrived.clear()
             exporter.arrived.wait(0.5)
-    assert sw.flush()
+    assert sw.flush(30)
     assert [step.status for step in exporter.steps if step.name == "long"] == ["pending", "success"]
     assert RECORDER.open_steps == {}
 
@@ -235,7 +235,7 @@ def test_a_failure_in_the_keeper_is_counted_and_it_goes_on(tmp_path: Path, monke
     with sw.run("a"):
         pass
     assert failed.wait(10)
-    assert sw.flush()
+    assert sw.flush(30)
     assert sw.stats().faults["keep the journal"] >= 2
 
 
@@ -300,7 +300,7 @@ def test_torn_frames_and_those_over_the_cap_are_counted(tmp_path: Path, monkeypa
         assert time.monotonic() < deadline
         exporter.arrived.clear()
         exporter.arrived.wait(0.05)
-    assert sw.flush()
+    assert sw.flush(30)
     assert sorted(names(exporter), key=str) == ["b", "c", "mine"]
     assert sw.stats().torn == 1
     assert sw.shutdown()
@@ -409,7 +409,7 @@ def test_flush_and_shutdown_say_whether_all_was_delivered(tmp_path: Path) -> Non
     assert sw.flush(0)
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert sw.shutdown()
     assert sw.shutdown()
     assert exporter.closed == 1
@@ -435,7 +435,7 @@ def test_nothing_is_recorded_after_shutdown_until_it_is_configured_again(tmp_pat
     sw.configure(export=exporter, home=tmp_path / "home")
     with sw.run("c"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert names(exporter) == ["a", "c"]
 
 
@@ -500,7 +500,7 @@ def test_who_records_does_not_wait_while_the_old_exporter_is_closed(tmp_path: Pa
     hanging.gate.set()
     changing.join()
     assert new.arrived.wait(10)
-    assert sw.flush()
+    assert sw.flush(30)
     assert names(hanging) == ["old"]
     assert names(new) == ["new"]
 
@@ -539,7 +539,7 @@ def test_a_finaliser_that_records_while_the_pipeline_is_made_is_heard(
     monkeypatch.setattr(_pipeline, "prepare_home", interrupted)
     with sw.run("outer"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert names(exporter) == ["inner", "outer"]
     assert len(list((tmp_path / "home" / "journal").iterdir())) == 1
 
@@ -576,7 +576,7 @@ def test_a_child_has_a_journal_of_its_own_and_delivers(tmp_path: Path) -> None:
     assert in_child(child) == 0
     with sw.run("parent"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     lines = (tmp_path / "steps.jsonl").read_bytes().splitlines()
     assert sorted(json.loads(line)["name"] for line in lines) == ["child", "parent", "parent"]
     assert sw.stats().exporters[url].recorded == 2

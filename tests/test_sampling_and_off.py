@@ -178,7 +178,7 @@ def test_nothing_is_recorded_after_shutdown(tmp_path: Path, monkeypatch: pytest.
     everything(Untouchable())
     assert sw.stats().dropped == {}
     assert sw.shutdown() is True
-    assert sw.flush() is True
+    assert sw.flush(30) is True
 
 
 def test_a_step_that_ends_after_shutdown_is_counted_as_dropped() -> None:

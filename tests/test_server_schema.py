@@ -74,7 +74,7 @@ def _examine(server: AppServer, headers: dict[str, str]) -> None:
 
             @given(case=operation.as_strategy(generation_mode=mode))
             @settings(
-                max_examples=8,
+                max_examples=5,
                 phases=(Phase.explicit, Phase.generate),
                 suppress_health_check=list(HealthCheck),
                 derandomize=True,

@@ -228,7 +228,7 @@ def test_a_wrong_variable_does_not_stop_a_program_that_never_configures(
     monkeypatch.setenv("STEPWELL_EXPORT", "memory:")
     with sw.run("r"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert "STEPWELL_SAMPLE='half'" in caplog.records[0].getMessage()
     assert sw.stats().recorded == 1
 
@@ -243,7 +243,7 @@ def test_the_old_configuration_stays_when_the_new_one_is_wrong() -> None:
             sw.configure(**wrong)  # type: ignore[arg-type]
     with sw.run("after"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert [(step.name, step.service) for step in memory.steps] == [("before", "old"), ("after", "old")]
 
 
@@ -255,7 +255,7 @@ def test_configuring_again_moves_what_comes_later() -> None:
     sw.configure(export=second, home=None)
     with sw.run("b"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert [(step.name, step.service) for step in first.steps] == [("a", "one")]
     assert [(step.name, step.service) for step in second.steps] == [("b", None)]
 
@@ -265,7 +265,7 @@ def test_every_exporter_gets_everything() -> None:
     sw.configure(export=[first, second], home=None)
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert first.records == second.records
     assert len(first.records) == 1
 
@@ -275,7 +275,7 @@ def test_what_a_step_says_of_its_origin_is_configured() -> None:
     sw.configure(export=memory, home=None, service='b"ot', environment="prod\n", release="\ud800")
     with sw.run("a"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     (step,) = memory.steps
     assert (step.service, step.environment, step.release) == ('b"ot', "prod\n", "\\ud800")
 

@@ -386,7 +386,7 @@ def test_a_flush_writes_what_has_ended_and_nothing_waits_for_it(captured: Captur
     llm, _ = tracers(provider)
     for number in range(500):
         llm.start_span(f"s{number}").end()
-    assert sw.flush()
+    assert sw.flush(30)
     assert len(captured.steps) == 500
 
 
@@ -421,7 +421,7 @@ def test_a_flush_has_an_end_while_somebody_writes(captured: Captured, provider: 
     with processor._writing:
         llm.start_span("x").end()
         assert not sw.flush(0.05)
-    assert sw.flush()
+    assert sw.flush(30)
 
 
 def test_spans_that_can_not_be_read_do_not_disturb_the_program(provider: TracerProvider, captured: Captured) -> None:

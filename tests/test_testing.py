@@ -94,7 +94,7 @@ def test_the_configuration_from_before_stands_again() -> None:
     RECORDER.sample_bound = 1 << 56
     with sw.run("after"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert [(step.name, step.service) for step in memory.steps] == [("before", "mine"), ("after", "mine")]
     assert [(step.name, step.service) for step in captured.steps] == [("inside", "other")]
     assert sw.stats().recorded == 2
@@ -146,7 +146,7 @@ def test_a_wrong_setting_raises_and_changes_nothing() -> None:
         pass
     with sw.run("b"):
         pass
-    assert sw.flush()
+    assert sw.flush(30)
     assert [step.name for step in memory.steps] == ["a", "b"]
 
 
