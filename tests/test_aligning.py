@@ -74,6 +74,7 @@ def test_words_that_differ_are_told(left: str, right: str, pieces: list[tuple[st
     assert diff_words(left, right).pieces == pieces
 
 
+@pytest.mark.usefixtures("untraced")
 @given(some.text(max_size=40), some.text(max_size=40))
 def test_the_pieces_spell_both_texts(left: str, right: str) -> None:
     words = diff_words(left, right)

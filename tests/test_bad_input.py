@@ -64,6 +64,7 @@ def test_a_type_there_is_not_does_not_lose_the_step(type_: Any, captured: Captur
     assert captured.step("x").status in {"success", "failed"}
 
 
+@pytest.mark.usefixtures("untraced")
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
@@ -401,6 +402,7 @@ SIZES: dict[str, tuple[Callable[[int], Any], int, int]] = {
 }
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("record", [record_argument, record_metadata, record_wrong_values])
 @pytest.mark.parametrize(("make", "small", "large"), SIZES.values(), ids=SIZES)
 def test_a_value_many_times_as_large_costs_no_more_than_a_few_times(

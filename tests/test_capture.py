@@ -790,6 +790,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 @given(st.recursive(leaves, containers, max_leaves=25), st.sampled_from([256, 300, 1000, 100_000]))
 def test_any_object_gives_valid_bounded_json(value: Any, limit: int) -> None:

@@ -928,6 +928,7 @@ def decoded(captured: Captured) -> dict[str | None, StepRecord]:
     return steps
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
 @pytest.mark.usefixtures("silence")
 def test_a_hostile_value_anywhere_leaves_program_and_trace_whole(make: Callable[[], Any]) -> None:

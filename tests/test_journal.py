@@ -769,6 +769,7 @@ class JournalOnDisk(JournalModel):
         self.cursors = [self.journal.cursor("a"), self.journal.cursor(None)]
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("model", [JournalModel, JournalOnDisk])
 def test_any_order_of_events_agrees_with_a_model(
     model: type[RuleBasedStateMachine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -186,6 +186,7 @@ one_condition = some.sampled_from(sorted(set(MEMBERS) - {"score", "metadata", "t
 )
 
 
+@pytest.mark.usefixtures("untraced")
 @given(conditions, some.lists(one_condition, max_size=2).map(tuple))
 @settings(max_examples=300, deadline=None)
 def test_what_is_written_is_read_as_the_same_filter(members: dict[str, Any], none_of: tuple[StepFilter, ...]) -> None:

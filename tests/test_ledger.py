@@ -207,6 +207,7 @@ def run(program: Program, operations: list[tuple[str, int]]) -> None:
         program.end()
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=120)
 @given(operations=OPERATIONS, faults=st.tuples(*[st.lists(FAULTS, min_size=2, max_size=12)] * 2))
 def test_every_step_is_delivered_refused_or_waiting_whatever_happens(

@@ -166,6 +166,7 @@ def test_a_list_is_found_without_its_slash(served: Served) -> None:
     assert served.http.get("/v1/runs").status_code == 200
 
 
+@pytest.mark.usefixtures("untraced")
 @given(
     starts=st.lists(st.sampled_from([None, 5, 6, 7]), min_size=1, max_size=25),
     order=st.sampled_from(["asc", "desc"]),

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -943,6 +944,7 @@ def raising_what_is_raised(frame: Frame) -> Iterator[None]:
         frame.raised = None
 
 
+@pytest.mark.usefixtures("untraced")
 def test_any_program_is_recorded_as_the_model_says() -> None:
     gc.collect()
     gc.freeze()

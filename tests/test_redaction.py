@@ -331,6 +331,7 @@ NAME_PARTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("part", [*SHAPE_PARTS, *NAME_PARTS])
 def test_hostile_text_takes_time_in_proportion_to_its_length(part: str) -> None:
     rules = Rules(None, True)

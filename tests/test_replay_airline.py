@@ -43,6 +43,7 @@ def counts_of(output: str) -> dict[str, str]:
     return {name.strip(): value for name, value in pairs}
 
 
+@pytest.mark.usefixtures("untraced")
 def test_all_conversations_come_back_from_the_store_as_they_went_in() -> None:
     done = replay()
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "equal to the input"), done.stdout + done.stderr

@@ -87,6 +87,7 @@ def call(**fields: Any) -> StepRecord:
     )
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(records.steps, conventions)
 def test_any_step_comes_back_equal_from_its_span(step: StepRecord, conventions: list[Convention]) -> None:
@@ -401,6 +402,7 @@ def test_metadata_that_only_looks_like_events_stays_metadata(metadata: object) -
     assert step_of(span) == step
 
 
+@pytest.mark.usefixtures("untraced")
 @given(
     st.lists(
         st.fixed_dictionaries({"name": records.texts, "time_ns": records.times, "attributes": records.attributes})

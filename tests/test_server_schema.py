@@ -31,6 +31,7 @@ def as_lines(_: object, value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
 
 
+@pytest.mark.usefixtures("untraced")
 def test_whatever_the_schema_allows_or_forbids_is_answered_as_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_call_does_to_a_step_what_it_does_to_a_span(name: str) -> None:
     assert told_of_step(CALLS[name]) == told_of_span(CALLS[name])
 
 
+@pytest.mark.usefixtures("untraced")
 @given(st.lists(st.sampled_from(sorted(CALLS)), max_size=8))
 def test_calls_in_any_order_do_to_a_step_what_they_do_to_a_span(names: list[str]) -> None:
     def work(span: Span) -> None:

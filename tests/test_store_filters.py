@@ -148,6 +148,7 @@ def keeps(kept: StepFilter, step: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(steps, max_size=8), st.lists(filters, min_size=1, max_size=4), st.booleans())
 def test_any_filter_keeps_what_the_plainest_filter_keeps(

@@ -442,6 +442,7 @@ def styled(value: object, style: tuple[str, str] | None) -> bytes:
     return json.encode(value) if style is None else plain.dumps(value, separators=style, ensure_ascii=False).encode()
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), members, members, members, styles, st.booleans()), min_size=1, max_size=6))
 def test_any_payloads_come_back_byte_for_byte(sequence: list[Any]) -> None:

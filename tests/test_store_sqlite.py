@@ -658,6 +658,7 @@ updates = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.usefixtures("untraced")
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(updates, st.booleans(), st.integers(1, 2)), min_size=1, max_size=8))
 def test_any_updates_in_any_batches_merge_as_the_plainest_merge_does(
