@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -24,6 +25,9 @@ for _signal in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # coverage is that of this process: measuring what it starts doubles the time
     os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"  # logfire's is loaded with the first model, and patches traceback
 
@@ -52,6 +56,15 @@ def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for thread in ours:
         thread.join(10)  # one that was told to end may be on its way
     assert not [thread.name for thread in ours if thread.is_alive()], left
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start chromium for the tests of a module."""
+    from browsing import a_browser
+
+    with a_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from stepwell.server._limits import Limits
 from stepwell.server._run import listen, url_of
@@ -34,7 +35,7 @@ def lines(*frames: bytes) -> bytes:
 
 
 class AppServer:
-    """The application over a new store in `home`, served from a thread."""
+    """The application over a new store in `home`, served from a thread; `below` a path of another application."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class AppServer:
         host: str = "127.0.0.1",
         prefix: str = "",
         store: Store | None = None,
+        below: str = "",
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
@@ -51,7 +53,11 @@ class AppServer:
         self._socket = listen(host, 0)
         self.url = url_of(self._socket)
         self.port = int(self.url.rpartition(":")[2])
-        config = uvicorn.Config(self.app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
+        served = self.app
+        if below:
+            served = FastAPI()
+            served.mount(below, self.app)
+        config = uvicorn.Config(served, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="served")
         self.client = httpx.Client(base_url=self.url, trust_env=False, timeout=30)

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browsing import Visit, a_browser, needs_chromium
+from browsing import Visit, needs_chromium
 from playwright.sync_api import Browser, expect
 from served import AppServer
 from viewing import add, ten_thousand
@@ -76,12 +76,6 @@ def hostile() -> Iterator[dict[str, Any]]:
     wrong = {"type": NASTY, "message": NASTY + LONG}
     yield step("bad-4", 4, "tool", name=NASTY, error=wrong, **{**shared, "status": "failed"})
     yield step(NASTY[:150], 5, "llm", generation={"messages": NASTY, "model": NASTY, "cost": NASTY}, **shared)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

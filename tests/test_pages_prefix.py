@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 import viewing
 from browsing import Visit, a_browser, needs_chromium
-from fastapi import FastAPI
 from playwright.sync_api import expect
 from served import AppServer
 
@@ -20,13 +17,7 @@ from served import AppServer
 @pytest.fixture
 def prefixed(tmp_path: Path) -> Iterator[Any]:
     """Serve an application that has ours below `/tools/steps`."""
-    server = AppServer(tmp_path / "home")
-    outer = FastAPI()
-    outer.mount("/tools/steps", server.app)
-    config = uvicorn.Config(outer, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
-    server._server = uvicorn.Server(config)
-    server._thread = threading.Thread(target=server._server.run, kwargs={"sockets": [server._socket]}, name="served")
-    with server:
+    with AppServer(tmp_path / "home", below="/tools/steps") as server:
         viewing.add(server.store, *viewing.talk())
         yield server
 

@@ -11,9 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from browsing import Visit, a_browser, needs_chromium
-from fastapi import FastAPI
 from playwright.sync_api import expect
 from served import AppServer
 from viewing import a_run, a_step, add
@@ -206,13 +204,7 @@ def test_no_other_origin_and_no_key_that_only_reads_reviews(server: AppServer) -
 @pytest.fixture
 def prefixed(tmp_path: Path) -> Iterator[AppServer]:
     """Serve an application that has ours below `/tools`."""
-    server = AppServer(tmp_path / "home")
-    outer = FastAPI()
-    outer.mount("/tools", server.app)
-    config = uvicorn.Config(outer, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=10)
-    server._server = uvicorn.Server(config)
-    server._thread = threading.Thread(target=server._server.run, kwargs={"sockets": [server._socket]}, name="served")
-    with server:
+    with AppServer(tmp_path / "home", below="/tools") as server:
         add(server.store, *runs(4))
         yield server
 

@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 import viewing
-from browsing import Visit, a_browser, needs_chromium
+from browsing import Visit, needs_chromium
 from playwright.sync_api import Browser, Page, expect
 from served import AppServer
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

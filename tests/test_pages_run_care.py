@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import viewing
-from browsing import Visit, a_browser, needs_chromium
+from browsing import Visit, needs_chromium
 from playwright.sync_api import Browser
 from served import AppServer
 from test_pages_run import states, wait_for
@@ -51,12 +51,6 @@ def thread() -> Iterator[dict[str, Any]]:
         now = time.time_ns() - 60 * viewing.SECOND + at
         recent = {"start_ns": now, "end_ns": now + 1, "thread_id": "a talk", "output": {"content": "**hello** there"}}
         yield {**record, **recent, "user": "ada", "tags": ["vip"], "environment": "prod"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -7,18 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import viewing
-from browsing import Visit, a_browser, needs_chromium
+from browsing import Visit, needs_chromium
 from playwright.sync_api import Browser, expect
 from served import AppServer
 from test_pages_run import chosen, in_panel, key, states, wait_for
 
 pytestmark = needs_chromium
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 import viewing
-from browsing import a_browser, needs_chromium
+from browsing import needs_chromium
 from playwright.sync_api import Browser
 from served import AppServer
 
@@ -18,12 +18,6 @@ from stepwell._answers import Place
 from stepwell.blobs import BlobStore
 from stepwell.server.pages._rows import family_of
 from stepwell.server.pages._saving import saved_page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import viewing
-from browsing import Visit, a_browser, needs_chromium
+from browsing import Visit, needs_chromium
 from playwright.sync_api import Browser, expect
 from served import AppServer
 
 BLOCKED = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('blocked'); } });"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with a_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

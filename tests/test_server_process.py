@@ -126,8 +126,8 @@ def _refuses(url: str) -> bool:
         socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=5).close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # it came while the socket was being closed
-        return False
+    except ConnectionResetError:
+        pass  # it came while the socket was being closed
     return False
 
 

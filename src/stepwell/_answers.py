@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +12,7 @@ from msgspec import UNSET, Struct, structs
 from stepwell._unused_blobs import remove_unused
 from stepwell.blobs import BlobStore
 from stepwell.errors import StoreError, UsageError
-from stepwell.model import Score, ScoreRecord, encode_record
+from stepwell.model import Score, ScoreRecord, StepRecord, encode_record
 from stepwell.store import Deleted, Page, StepFilter, StepRow, Store, ThreadFilter, ThreadRow
 from stepwell.store._snippets import snippet_of
 
@@ -19,6 +20,7 @@ __all__ = [
     "Hit",
     "Place",
     "caught_up_for",
+    "in_full",
     "keep_score",
     "page_of",
     "remove_run",
@@ -30,6 +32,7 @@ __all__ = [
 
 
 _DERIVING_S: Final = 30.0  # of what a store has that was never looked at
+_AT_ONCE: Final = 100  # steps read whole: each may carry a whole conversation
 
 
 class Place(NamedTuple):
@@ -51,6 +54,12 @@ def caught_up_for(store: Store, filter: StepFilter | None, *, text: bool = True)
                 store.catch_up(_DERIVING_S)
             break
     return store
+
+
+def in_full(store: Store, ids: Sequence[str]) -> Iterator[StepRecord]:
+    """Yield whole steps, in the order of their ids, of which only some are held at a time; not those that are gone."""
+    for first in range(0, len(ids), _AT_ONCE):
+        yield from store.steps_in_full(ids[first : first + _AT_ONCE])
 
 
 def page_of(page: Page[Any]) -> dict[str, object]:

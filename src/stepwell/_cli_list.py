@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json as standard_json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, json, structs, to_builtins
 
-from stepwell._answers import caught_up_for
+from stepwell._answers import caught_up_for, in_full
 from stepwell._cli_output import Output, moment
 from stepwell._render import Line, Node, clean, duration, node_of_record, node_of_row, readable, table, tree
 from stepwell._vocabulary import StepType
@@ -35,7 +35,6 @@ Row = TypeVar("Row", StepRow, RunRow, ThreadRow)
 
 LISTS: Final = ("runs", "steps", "threads")
 DETAILED_STEPS: Final = 2000  # of a tree; beyond that, messages and errors of the rest are not read
-_AT_ONCE: Final = 100  # steps read whole: what a page of them takes in memory
 _LATEST_NS: Final = (1 << 63) - 1  # what a store can hold; the year 2262
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -173,7 +172,7 @@ def _show_thread(store: Store, id: str, out: Output, max_lines: int) -> None:
     thread, rows = store.thread(id), store.thread_steps(id)
     if out.as_json:
         out.json_lines([encode_record(thread)])
-        out.json_lines(map(encode_record, _in_full(store, rows)))
+        out.json_lines(map(encode_record, in_full(store, [row.id for row in rows])))
         return
     out.lines([_thread_line(thread, rows)])
     out.lines(tree(_nodes(store, rows), below=True, max_lines=max_lines))
@@ -192,19 +191,14 @@ def _thread_line(thread: ThreadRecord, rows: Sequence[StepRow]) -> Line:
 
 def _show_tree(store: Store, rows: Sequence[StepRow], out: Output, max_lines: int) -> None:
     if out.as_json:
-        out.json_lines(map(encode_record, _in_full(store, rows)))
+        out.json_lines(map(encode_record, in_full(store, [row.id for row in rows])))
     else:
         out.lines(tree(_nodes(store, rows), max_lines=max_lines))
 
 
 def _nodes(store: Store, rows: Sequence[StepRow]) -> list[Node]:
-    detailed = map(node_of_record, _in_full(store, rows[:DETAILED_STEPS]))
+    detailed = map(node_of_record, in_full(store, [row.id for row in rows[:DETAILED_STEPS]]))
     return [*detailed, *map(node_of_row, rows[DETAILED_STEPS:])]
-
-
-def _in_full(store: Store, rows: Sequence[StepRow]) -> Iterator[StepRecord]:
-    for start in range(0, len(rows), _AT_ONCE):
-        yield from store.steps_in_full([row.id for row in rows[start : start + _AT_ONCE]])
 
 
 # -- a step in full

@@ -10,7 +10,7 @@ of equal times are neither lost nor repeated, `tags` filters (a step must have a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -21,6 +21,7 @@ from fastapi.routing import APIRoute
 from msgspec import json
 from starlette.exceptions import HTTPException
 
+from stepwell._answers import in_full
 from stepwell._vocabulary import MAX_ID_CHARACTERS, MESSAGE_TYPES
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
 from stepwell.model import Status, StepRecord
@@ -57,7 +58,6 @@ __all__ = ["router"]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_ID: Final = MAX_ID_CHARACTERS + len("step-")
 _TOLD: Final = MESSAGE_TYPES | {"llm", "tool"}  # the types of step that have messages
-_CHUNK: Final = 100  # steps read whole at once
 _FIND_RUN: Final = partial(find_step, prefix="run-")
 
 
@@ -211,13 +211,7 @@ def retrieve_step(store: InStore, step_id: StepId) -> Response:
 
 
 def _messages(store: Store, id: str) -> list[dict[str, Any]]:
-    return letta_messages(_in_full(store, [row.id for row in store.tree(id) if row.type in _TOLD]))
-
-
-def _in_full(store: Store, ids: Sequence[str]) -> Iterator[StepRecord]:
-    """Yield whole steps, of which only a few are held at a time: each may carry a whole conversation."""
-    for start in range(0, len(ids), _CHUNK):
-        yield from store.steps_in_full(ids[start : start + _CHUNK])
+    return letta_messages(in_full(store, [row.id for row in store.tree(id) if row.type in _TOLD]))
 
 
 # -- runs
@@ -299,7 +293,7 @@ def list_run_messages(store: InStore, run_id: RunId, window: MessageWindow) -> R
 def retrieve_usage(store: InStore, run_id: RunId) -> Response:
     """Return the tokens of all steps of a run together."""
     tree = store.tree(_FIND_RUN(store, run_id).id)
-    return _answer(letta_usage(_in_full(store, [row.id for row in tree if _counts(row)])))
+    return _answer(letta_usage(in_full(store, [row.id for row in tree if _counts(row)])))
 
 
 def _counts(row: StepRow) -> bool:

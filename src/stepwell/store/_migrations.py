@@ -209,6 +209,11 @@ _JUDGED: Final = (
     "CREATE TABLE unsettled (run PRIMARY KEY) WITHOUT ROWID",
 )
 
+_LEAVE: Final = """
+    UPDATE threads SET question = NULL, asked_ns = NULL, asked_step = NULL
+    WHERE asked_step = old.number AND id = old.thread_id
+"""
+
 # What steps of an older file asked is not known: they are found by it once they are recorded anew.
 _QUESTIONS: Final = (
     "ALTER TABLE threads ADD COLUMN question INTEGER",
@@ -222,12 +227,9 @@ _QUESTIONS: Final = (
     CREATE TRIGGER steps_unasked AFTER DELETE ON steps WHEN old.parent_id IS NULL OR old.root_run_id = old.id
     BEGIN DELETE FROM questions WHERE step = old.number; END
     """,
-    """
+    f"""
     CREATE TRIGGER threads_left AFTER UPDATE OF thread_id ON steps WHEN old.thread_id IS NOT new.thread_id
-    BEGIN
-        UPDATE threads SET question = NULL, asked_ns = NULL, asked_step = NULL WHERE asked_step = old.number
-            AND id = old.thread_id;
-    END
+    BEGIN {_LEAVE}; END
     """,
 )
 
@@ -258,9 +260,7 @@ _VERSION_3: Final = (
     """,
     f"""
     CREATE TRIGGER steps_deleted AFTER DELETE ON steps WHEN old.thread_id IS NOT NULL BEGIN
-        {_COUNT_OUT};
-        UPDATE threads SET question = NULL, asked_ns = NULL, asked_step = NULL WHERE asked_step = old.number
-            AND id = old.thread_id; END
+        {_COUNT_OUT}; {_LEAVE}; END
     """,
     f"""
     CREATE TRIGGER steps_updated AFTER UPDATE OF thread_id, status, total_tokens, type, cost ON steps

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, cast
 from fastapi import APIRouter, Query, Request, Response
 from msgspec import UNSET, json
 
+from stepwell._answers import in_full
 from stepwell.errors import NotFoundError
 from stepwell.model import StepRecord
 from stepwell.server._access import InStore
@@ -36,7 +37,6 @@ __all__ = ["acts_of", "router", "sent_of", "texts_of"]
 
 MAX_STEPS: Final = 2_000
 MAX_LISTED: Final = 100
-_BATCH: Final = 200
 _RUNS: Final = 100
 
 router = APIRouter(include_in_schema=False)
@@ -117,7 +117,7 @@ def _found(store: Store, looked: _Looked) -> dict[str, Any]:
     for _, rows in looked.runs:
         acts: list[Act] = []
         by_id = {row.step.id: row for row in rows}
-        for record in _records(store, rows):
+        for record in in_full(store, [row.step.id for row in rows if row.step.type in {"llm", "tool"}]):
             acts += acts_of(record)
             if record.type == "llm":
                 calls.append(sent_of(record, by_id[record.id]))
@@ -144,12 +144,6 @@ def _found(store: Store, looked: _Looked) -> dict[str, Any]:
         "found": sum(each.source is not None for each in values),
         "listed": MAX_LISTED,
     }
-
-
-def _records(store: Store, rows: Sequence[Row]) -> Iterator[StepRecord]:
-    wanted = [row.step.id for row in rows if row.step.type in {"llm", "tool"}]
-    for at in range(0, len(wanted), _BATCH):
-        yield from store.steps_in_full(wanted[at : at + _BATCH])
 
 
 def acts_of(record: StepRecord) -> Iterator[Act]:

@@ -14,6 +14,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 from msgspec import UNSET, Raw, json
 
+from stepwell._answers import in_full
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import NotFoundError
 from stepwell.model import Score, StepRecord
@@ -48,7 +49,6 @@ ALL_ACTIONS: Final = 5_000
 MAX_FOLDED: Final = 20  # actions in a fold
 MAX_ROWS: Final = 8_000  # of all of them, of any type
 MAX_LINES: Final = 1_000
-_BATCH: Final = 200
 _ENDED: Final[dict[str | None, Outcome]] = {
     "success": "good", "failed": "bad", "cancelled": "bad", "interrupted": "bad",
 }  # fmt: skip
@@ -181,13 +181,10 @@ def _rows(store: Store, found: Found) -> tuple[list[StepRow], bool]:
 def _actions(store: Store, rows: Sequence[StepRow], tools: Sequence[StepRow]) -> list[Action]:
     if not tools:
         return _told_actions(store, rows)
-    actions: list[Action] = []
-    for first in range(0, len(tools), _BATCH):
-        ids = [row.id for row in tools[first : first + _BATCH]]
-        for record in store.steps_in_full(ids):
-            arguments = b"" if record.input is UNSET else canonical(read(record.input))
-            actions.append(Action(record.id, record.name or "", arguments))
-    return actions
+    return [
+        Action(record.id, record.name or "", b"" if record.input is UNSET else canonical(read(record.input)))
+        for record in in_full(store, [row.id for row in tools])
+    ]
 
 
 def _told_actions(store: Store, rows: Sequence[StepRow]) -> list[Action]:

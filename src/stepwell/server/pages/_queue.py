@@ -33,9 +33,9 @@ __all__ = [
     "MAX_NAME",
     "Items",
     "Queue",
-    "claims_of",
     "give_out",
     "items_of",
+    "taken_by_others",
     "tally",
     "verdict_of",
 ]
@@ -147,17 +147,26 @@ class _File(Struct):
     claims: list[Claim]
 
 
-def claims_of(place: Place) -> list[Claim]:
+def _claims(place: Place) -> list[Claim]:
     """Return what is given out now, the latest last. Raises `StoreError` where that can't be read."""
     kept, now = read_kept(place, "reviews", _File, "reviews"), time.time()
     return [] if kept is None else [claim for claim in kept.claims if claim.until_s > now]
 
 
+def taken_by_others(place: Place, queue: Queue, reviewer: str | None) -> dict[str, int]:
+    """Return what other reviewers of a queue have now, and until when, in seconds since 1970. Raises `StoreError`."""
+    return _of_others(_claims(place), queue, reviewer)
+
+
+def _of_others(claims: Sequence[Claim], queue: Queue, reviewer: str | None) -> dict[str, int]:
+    return {claim.item: claim.until_s for claim in claims if claim.name == queue.name and claim.reviewer != reviewer}
+
+
 def give_out(place: Place, queue: Queue, reviewer: str, current: StepRow | None) -> str | None:
     """Give the next item to a reviewer, in the place of what they had; None where nothing is left for them."""
     with changing(place, "reviews"):
-        items, claims = items_of(place.store, queue), claims_of(place)
-        held = {claim.item for claim in claims if claim.name == queue.name and claim.reviewer != reviewer}
+        items, claims = items_of(place.store, queue), _claims(place)
+        held = _of_others(claims, queue, reviewer)
         item = next((id for id in items.after(current, queue.order) if id not in held), None)
         mine = (queue.list, queue.name, reviewer)
         kept = [claim for claim in claims if (claim.list, claim.name, claim.reviewer) != mine]

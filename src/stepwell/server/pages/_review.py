@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, cast
 
@@ -27,9 +28,9 @@ from stepwell.server.pages._queue import (
     MAX_NAME,
     Items,
     Queue,
-    claims_of,
     give_out,
     items_of,
+    taken_by_others,
     tally,
     verdict_of,
 )
@@ -70,14 +71,13 @@ def bar_of(request: Request, place: Place, look: RunLook, which: Which, id: str)
         return None
     queue = Queue(which, look.within, look.review, look.labels, look.order, look.cursor)
     queue.check()
-    items, reviewer = items_of(place.store, queue), request.cookies.get(REVIEWER)
-    others = [claim for claim in claims_of(place) if claim.name == queue.name and claim.reviewer != reviewer]
-    taken = next((claim.until_s for claim in others if claim.item == id), None)
+    items = items_of(place.store, queue)
+    taken = taken_by_others(place, queue, request.cookies.get(REVIEWER))
     verdict = verdict_of(place.store.judgements([id]).get(id), queue.name)
-    return Bar(queue, id, items, _held(items, {claim.item for claim in others}), verdict, taken)
+    return Bar(queue, id, items, _held(items, taken), verdict, taken.get(id))
 
 
-def _held(items: Items, taken: set[str]) -> int:
+def _held(items: Items, taken: Container[str]) -> int:
     return sum(row.id in taken and row.id not in items.done for row in items.rows)
 
 
@@ -95,8 +95,8 @@ def review_page(  # noqa: PLR0917 (FastAPI passes them by name)
     """Show how far a queue is, and what to begin it with; at its end, what came of it."""
     queue = Queue(which, q.strip(), name, labels, order, cursor)
     queue.check()
-    items, reviewer = items_of(place.store, queue), request.cookies.get(REVIEWER)
-    taken = {claim.item for claim in claims_of(place) if claim.name == name and claim.reviewer != reviewer}
+    items = items_of(place.store, queue)
+    taken = taken_by_others(place, queue, request.cookies.get(REVIEWER))
     context = {
         "section": which,
         "queue": queue,

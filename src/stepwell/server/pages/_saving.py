@@ -53,9 +53,9 @@ def saved_page(place: Place, family: Family, *, max_steps: int = MAX_STEPS) -> b
     images = Images(place)
     steps, brief, characters = list[Markup](), 0, 0
     for row in family.rows:
-        record = place.store.step(row.step.id)
         full = len(steps) < max_steps and characters < MAX_CHARACTERS
         panel = panel_of(place.store, family, row) if full else None
+        record = place.store.step(row.step.id) if panel is None else panel.record
         brief += not full
         text = render(
             "_saved_step.html", {"row": row, "lines": lines_of(record), "panel": panel, "show": Saved(images, record)}

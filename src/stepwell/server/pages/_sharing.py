@@ -14,19 +14,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from msgspec import UNSET, Raw, UnsetType, json
 
+from stepwell._answers import in_full
 from stepwell._render import duration
-from stepwell.model import StepRecord, encode_record
+from stepwell.model import encode_record
 from stepwell.server._access import InStore
 from stepwell.server.pages._content import read, without_base64
 from stepwell.server.pages._entry import generation_of
-from stepwell.server.pages._rows import Family, Row
+from stepwell.server.pages._rows import Family
 from stepwell.server.pages._runs import StepId, families_of
 from stepwell.store import Store
 
 __all__ = ["as_file", "lines_of_run", "markdown_of", "router"]
 
 MAX_TEXT: Final = 20_000
-_BATCH: Final = 100
 _TICKS: Final = re.compile(r"`{3,}")
 
 router = APIRouter(include_in_schema=False)
@@ -54,22 +54,17 @@ def as_file(ending: str) -> dict[str, str]:
     }
 
 
-def _records(store: Store, family: Family) -> Iterator[tuple[Row, StepRecord]]:
-    for at in range(0, len(family.rows), _BATCH):
-        for record in store.steps_in_full([row.step.id for row in family.rows[at : at + _BATCH]]):
-            yield family.by_id[record.id], record
-
-
 def lines_of_run(store: Store, family: Family) -> Iterator[bytes]:
     """Yield a run's records as lines."""
-    for _, record in _records(store, family):
+    for record in in_full(store, [row.step.id for row in family.rows]):
         yield encode_record(record) + b"\n"
 
 
 def markdown_of(store: Store, family: Family) -> Iterator[str]:
     """Yield a run as Markdown: a heading a step, and what went in and came out; of messages what came last."""
     sums = family.root.sums
-    for row, record in _records(store, family):
+    for record in in_full(store, [row.step.id for row in family.rows]):
+        row = family.by_id[record.id]
         name = " ".join((record.name or record.id).split())
         took = "" if row.duration_ns is None else f", {duration(row.duration_ns)}"
         state = "" if record.status in {"success", None} else f", {record.status}"

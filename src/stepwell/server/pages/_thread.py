@@ -6,7 +6,7 @@ after the messages that it began with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -182,10 +182,6 @@ def work(store: InStore, request: Request, id: ThreadId) -> Response:
     family = families_of(request).of(store, id)
     rows = [row for row in family.rows if row is not family.root and row.step.type not in MESSAGE_TYPES]
     shown = rows[:WORK_ROWS]
-    lines = {record.id: lines_of(record) for record in _in_full(store, [row.step.id for row in shown])}
+    lines = {record.id: lines_of(record) for record in store.steps_in_full([row.step.id for row in shown])}
     context = {"rows": shown, "lines": lines, "all": len(rows), "run": id}
     return page(request, "_work.html", context)
-
-
-def _in_full(store: Store, ids: Sequence[str]) -> Iterator[StepRecord]:
-    yield from store.steps_in_full(ids)
