@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from msgspec import json
 
 from stepwell.errors import ClosedError, StoreError
-from stepwell.store import Rollup, RollupQuery, StepRow, UserRow, open_store
+from stepwell.store import Rollup, RollupQuery, StepFilter, StepRow, UserRow, open_store
 from stepwell.store._schema import LAST_POSITION
 from stepwell.store._sketch import Counts, lanes_of, pack, unpack
 from stepwell.store.sqlite import SqliteStore
@@ -149,6 +149,8 @@ STEPS = st.fixed_dictionaries(
         "user": NAMES,
         "environment": NAMES,
         "thread_id": st.sampled_from(["t-1", "t-2"]),
+        "parent_id": st.sampled_from(["0", "1"]),
+        "root_run_id": st.sampled_from(["0", "1"]),
         "status": st.sampled_from(["success", "failed", "cancelled", "pending", "interrupted"]),
         "start_ns": TIMES,
         "end_ns": st.integers(0, 20 * DAY_NS),
@@ -192,10 +194,42 @@ QUERIES = st.builds(
     environment=st.sampled_from([None, None, "a"]),
 )
 
+FILTERS = st.builds(
+    StepFilter,
+    since_ns=TIMES,
+    until_ns=TIMES,
+    type=st.sampled_from([None, None, "llm", ("run", "tool")]),
+    name=st.sampled_from([None, None, "b"]),
+    environment=st.sampled_from([None, None, "a"]),
+    status=st.sampled_from([None, "failed"]),
+    root_only=st.booleans(),
+    none_of=st.sampled_from([(), (StepFilter(type="llm"),)]),
+)
 
-@given(ACTIONS, st.lists(QUERIES, min_size=3, max_size=3))
+
+def check_histogram(store: SqliteStore, filter: StepFilter) -> None:
+    """Compare what a histogram counts with the list of the same filter."""
+    since_ns, until_ns = filter.since_ns or 0, filter.until_ns
+    first = -(-since_ns // HOUR_NS) * HOUR_NS
+    end = 20 * DAY_NS if until_ns is None else until_ns // HOUR_NS * HOUR_NS
+    rows = store.steps(filter).items
+    starts = [-1 if row.start_ns is None else row.start_ns for row in rows]
+    found = store.histogram(filter)
+    assert (found is None) == (first >= end)
+    if found is not None:
+        assert sum(bin.steps for bin in found.bins) == sum(first <= start < end for start in starts)
+        for bin in found.bins:
+            inside = [row for row, start in zip(rows, starts, strict=True) if bin.start_ns <= start < bin.end_ns]
+            assert (bin.steps, bin.errors) == (len(inside), sum(row.status == "failed" for row in inside))
+        undated = sum(row.start_ns is None for row in rows)
+        assert (found.undated, found.since_ns) == (undated, None if first == since_ns else first)
+
+
+@given(ACTIONS, st.lists(QUERIES, min_size=3, max_size=3), st.lists(FILTERS, min_size=3, max_size=3))
 @settings(deadline=None, max_examples=100)
-def test_sums_equal_a_plain_sum_over_all_steps(actions: list[Any], queries: list[RollupQuery]) -> None:
+def test_sums_equal_a_plain_sum_over_all_steps(
+    actions: list[Any], queries: list[RollupQuery], filters: list[StepFilter]
+) -> None:
     store = SqliteStore(None)
     connections = store._connections
     try:
@@ -219,6 +253,8 @@ def test_sums_equal_a_plain_sum_over_all_steps(actions: list[Any], queries: list
                 found = [as_plain(row, query) for row in store.rollups(query)]
                 for mine, other in zip(found, expected, strict=True):
                     assert mine == {name: nearly(name, value) for name, value in other.items()}
+            for filter in filters:
+                check_histogram(store, filter)
             listed = [
                 UserRow(row.user, 0, *(getattr(row, name) for name in row.__struct_fields__[2:]))
                 for row in store.users().items
@@ -326,6 +362,26 @@ def test_a_process_killed_while_it_counts_leaves_whole_chunks(path: Path) -> Non
     (counted,) = db.execute("SELECT number FROM counted").fetchone()
     assert db.execute("SELECT ifnull(sum(steps), 0) FROM rollups WHERE span_s = 86400").fetchone() == (counted,)
     db.close()
+
+
+def test_a_histogram_reads_so_much_at_most_and_says_where_it_begins(path: Path) -> None:
+    store = open_store(str(path))
+    store.add(
+        [step(f"s-{n}", name=f"n-{n}", start_ns=n // 6_000 * 2 * DAY_NS + n, status="success") for n in range(24_000)]
+    )
+    assert store.histogram() is None  # so many steps were not counted
+    assert store.catch_up(60) is True
+    found = store.histogram()
+    assert found is not None
+    assert (list(found.bins), found.since_ns) == ([(n * DAY_NS, (n + 1) * DAY_NS, 6_000, 0) for n in (2, 4, 6)], DAY_NS)
+    for filter in (
+        StepFilter(user="ada"),
+        StepFilter(text="word"),
+        StepFilter(root_only=True, status="success"),
+        StepFilter(none_of=(StepFilter(name="n-1"),)),
+    ):
+        assert store.histogram(filter) is None
+    store.close()
 
 
 def test_steps_are_added_while_others_are_counted(path: Path) -> None:

@@ -36,7 +36,17 @@ from stepwell.store._filters import (
     StepFilter,
     ThreadFilter,
 )
-from stepwell.store._summaries import MAX_ROLLUPS, Dimension, Every, Facets, Rollup, RollupQuery, UserRow
+from stepwell.store._summaries import (
+    MAX_ROLLUPS,
+    Dimension,
+    Every,
+    Facets,
+    Histogram,
+    HistogramBin,
+    Rollup,
+    RollupQuery,
+    UserRow,
+)
 
 __all__ = [
     "MAX_PAGE",
@@ -48,6 +58,8 @@ __all__ = [
     "Facets",
     "Feedback",
     "Found",
+    "Histogram",
+    "HistogramBin",
     "Judgements",
     "Order",
     "Page",
@@ -278,8 +290,17 @@ class Store(Protocol):
         """List threads by latest activity, with the sums of their steps."""
         ...
 
-    def facets(self, filter: StepFilter = ...) -> Facets:
-        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
+    def facets(self, filter: StepFilter | ThreadFilter = ...) -> Facets:
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or threads."""
+        ...
+
+    def histogram(self, filter: StepFilter = ...) -> Histogram | None:
+        """Count the steps of a filter over time, from the sums that `catch_up` makes and what they don't have yet.
+
+        None where that would take more than some milliseconds: for filters of more than `type` `name` `model`
+        `environment` `status` (with `root_only`: failed ones), times, `root_only` and types to leave out, and for less
+        than an hour.
+        """
         ...
 
     def scores(

@@ -111,10 +111,11 @@ _SUMS: Final = """
     steps INTEGER NOT NULL, success INTEGER NOT NULL, failed INTEGER NOT NULL, cancelled INTEGER NOT NULL,
     pending INTEGER NOT NULL, interrupted INTEGER NOT NULL, input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL, total_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
-    cost REAL NOT NULL, timed INTEGER NOT NULL, duration_ns INTEGER NOT NULL
+    cost REAL NOT NULL, timed INTEGER NOT NULL, duration_ns INTEGER NOT NULL,
+    top INTEGER NOT NULL, failed_top INTEGER NOT NULL
 """
 _COUNTED: Final = (
-    *("start_ns", "end_ns", "type", "name", "model", "environment", "status"),
+    *("start_ns", "end_ns", "type", "name", "model", "environment", "status", "is_top"),
     *("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "cost"),
 )
 
@@ -139,6 +140,8 @@ def _recount_thread(old: str, new: str) -> str:
 
 # Sums are derived: what the steps of an older file are is counted when `catch_up` comes by.
 _ROLLUPS: Final = (
+    # Made when it is read, so that it takes no room.
+    "ALTER TABLE steps ADD COLUMN is_top INTEGER AS (parent_id IS NULL OR root_run_id IS id) VIRTUAL",
     f"""
     CREATE TABLE rollups (
         number INTEGER PRIMARY KEY, span_s INTEGER NOT NULL, start_ns INTEGER NOT NULL,
@@ -170,7 +173,8 @@ _ROLLUPS: Final = (
     )
     """,
     f"""
-    CREATE TRIGGER steps_recount AFTER UPDATE OF thread_id, user, {", ".join(_COUNTED)} ON steps
+    CREATE TRIGGER steps_recount
+    AFTER UPDATE OF thread_id, user, parent_id, root_run_id, {", ".join(_COUNTED)} ON steps
     WHEN new.number <= (SELECT number FROM counted)
     BEGIN {_recount("old", -1)}; {_recount("new", 1)}; END
     """,

@@ -39,6 +39,7 @@ _SUMMED_HALVES: Final = ", ".join(
 )
 _DIMENSIONS: Final[tuple[Dimension, ...]] = ("type", "name", "model", "user", "environment")
 _SPANS: Final = {3600: HOUR_NS, 86400: DAY_NS}
+_NOT_SHOWN: Final = frozenset(("success", "failed", "cost", "top", "failed_top"))  # under this name, or not at all
 _SHARES: Final = (0.5, 0.9, 0.95, 0.99)
 _STEPS: Final = f"SELECT {USER_OF}, {', '.join(f's.{name}' for name in COUNTED_COLUMNS)} FROM steps s"
 _NEXT_STEPS: Final = f"SELECT s.number, {_STEPS.removeprefix('SELECT ')} WHERE s.number > ? ORDER BY s.number LIMIT ?"
@@ -277,7 +278,7 @@ class _Groups:
     def _rollup(self, key: tuple[Any, ...], sums: Sums) -> Rollup:
         numbers = dict(zip(SUMS, sums.numbers, strict=True))
         fields: dict[str, Any] = dict(zip(self._by, key[1:], strict=True))
-        fields |= {name: _cut(numbers[name]) for name in SUMS if name not in {"success", "failed", "cost"}}
+        fields |= {name: _cut(numbers[name]) for name in SUMS if name not in _NOT_SHOWN}
         p50, p90, p95, p99 = percentiles(sums.counts(), _SHARES)
         return Rollup(
             start_ns=key[0],

@@ -50,10 +50,17 @@ _SOFT: Final = "CASE s.type WHEN 'tool' THEN (SELECT {} FROM soft_errors WHERE s
 LIST_SQL: Final = ", ".join(
     (*(f"s.{name}" for name in StepRow.__struct_fields__[:-2]), _SOFT.format("kind || ' ' || ifnull(reaction, '')"))
 )
-FACETS: Final = ("type", "status", "model", "user", "environment")
+_FACET_COLUMNS: Final = ("type", "status", "model", "user", "environment")
+FACETS: Final[Sequence[str]] = (*_FACET_COLUMNS, "soft_error", "reaction", "tag")
 FACET_SQL: Final = ", ".join(
-    (*(f"s.{name}" for name in FACETS), _SOFT.format("kind"), _SOFT.format("reaction"), "s.tags")
+    (
+        "s.status IS 'failed'",
+        *(f"s.{name}" for name in _FACET_COLUMNS),
+        *(_SOFT.format("kind"), _SOFT.format("reaction"), "s.tags"),
+    )
 )
+THREAD_FACETS: Final[Sequence[str]] = ("user", "environment", "tag")
+THREAD_FACET_SQL: Final = "t.errors > 0, t.user_name, t.environment, t.tags"
 RECORD_SQL: Final = ", ".join(
     "ifnull(s.agent_id, p.agent_id)"  # where version 1 kept it
     if name == "agent_id"
@@ -388,17 +395,16 @@ def run_row(row: Sequence[Any], sums: Sequence[Any]) -> RunRow:
     return RunRow(*values)
 
 
-def facets_of(rows: Sequence[Sequence[Any]], *, more: bool) -> Facets:
-    """Count the values of rows of `FACET_SQL`."""
-    names = (*FACETS, "soft_error", "reaction")
-    columns = list(zip(*rows, strict=True)) or [()] * (len(names) + 1)
-    counted: dict[str, Counter[Any]] = dict(zip(names, map(Counter, columns), strict=False))
+def facets_of(rows: Sequence[Sequence[Any]], names: Sequence[str], *, more: bool) -> Facets:
+    """Count the values of rows: number, time, and the columns of `FACET_SQL` or `THREAD_FACET_SQL`."""
+    columns = list(zip(*rows, strict=True))[3:] or [()] * len(names)
+    counted: dict[str, Counter[Any]] = dict(zip(names, map(Counter, columns), strict=True))
     counted["tag"] = Counter(tag for text in columns[-1] if text is not None for tag in _tag_tuple.decode(text))
     values = {
         name: [(value, count) for value, count in found.most_common(_FACETS + 1) if value is not None][:_FACETS]
         for name, found in counted.items()
     }
-    return Facets(len(rows), more, values)
+    return Facets(len(rows), more, values, [(row[1], bool(row[2])) for row in rows if row[1] >= 0])
 
 
 def thread_of_row(row: Sequence[Any]) -> ThreadRecord:

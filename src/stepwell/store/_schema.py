@@ -23,6 +23,7 @@ versions only add to it. `PRAGMA user_version` is the schema's version, `applica
 | `agent_id` | text; of steps that version 1 wrote it is in `payload` |
 | `feedback` | the label of the latest score of that name (by `created_ns`, `number`), if `positive` or `negative` |
 | `input_preview` `output_preview` | the beginning of the payload's text on one line, of those in `steps_top` |
+| `is_top` | 1 for what the list of runs has: steps without a parent, and those that are the run they name (generated) |
 | `stray` | 1 where `trace_id`, `parent_id` or `root_run_id` does not begin with the first 8 bytes of `id` (see below) |
 | `changed` | the position of the row's last update, NULL for a row never updated: its position is its `number` |
 
@@ -78,13 +79,14 @@ messages these refer to, as a JSON array of `[first, last]`.
 `rollups`: sums of the steps that started in an hour or a day (UTC) and have the same `type`, `name`, `model` and
 `environment`: `span_s` (3600 or 86400), `start_ns` of the hour or day (-1: the steps' start is not known), `steps`, how
 many of them are `success` `failed` `cancelled` `pending` `interrupted`, sums of `input_tokens` `output_tokens`
-`total_tokens` `cached_input_tokens` and `cost`, how many steps are `timed`, the sum of their `duration_ns`, and
-`durations`: how many durations are in bucket n, above 1.04^(n-1) ns and up to 1.04^n ns; bucket 0 holds those of 1 ns
-and less. It is a blob, little-endian: the number of the first bucket (2 bytes), how many bytes a count has (1 byte: 1,
-2, 4 or 8), and the counts of this bucket and those that follow. `user_rollups`: the same by `user` and `environment`,
-but for the `durations`; the user is the one that the step names, else its thread's. `users`: `user`, of all steps of a
-user: `steps`, `errors` (failed ones), `tokens` (the totals) and `cost`; the starts of the first and the last,
-`first_ns` and `last_ns` (-1: not known), and `last_step`, the `number` of the last.
+`total_tokens` `cached_input_tokens` and `cost`, how many steps are `timed`, the sum of their `duration_ns`, how many
+are at the `top` (`steps.is_top`), how many of these failed (`failed_top`), and `durations`: how many durations are in
+bucket n, above 1.04^(n-1) ns and up to 1.04^n ns; bucket 0 holds those of 1 ns and less. It is a blob, little-endian:
+the number of the first bucket (2 bytes), how many bytes a count has (1 byte: 1, 2, 4 or 8), and the counts of this
+bucket and those that follow. `user_rollups`: the same by `user` and `environment`, but for the `durations`; the user is
+the one that the step names, else its thread's. `users`: `user`, of all steps of a user: `steps`, `errors` (failed
+ones), `tokens` (the totals) and `cost`; the starts of the first and the last, `first_ns` and `last_ns` (-1: not known),
+and `last_step`, the `number` of the last.
 
 What the sums have is `counted`: steps up to its `number`, as they were before the `recounts`, in which triggers
 (`steps_recount` `steps_uncount`, and of a thread's user `threads_recount` `threads_count` `threads_uncount`) note

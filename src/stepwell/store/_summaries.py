@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-__all__ = ["DAY_NS", "HOUR_NS", "MAX_ROLLUPS", "Dimension", "Every", "Facets", "Rollup", "RollupQuery", "UserRow"]
+__all__ = [
+    "DAY_NS",
+    "HOUR_NS",
+    "MAX_ROLLUPS",
+    "Dimension",
+    "Every",
+    "Facets",
+    "Histogram",
+    "HistogramBin",
+    "Rollup",
+    "RollupQuery",
+    "UserRow",
+]
 
 Dimension = Literal["type", "name", "model", "user", "environment"]
 Every = Literal["hour", "day"]
@@ -99,12 +111,37 @@ class UserRow(Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class Facets:
-    """The values that occur most among the latest steps of a list: those of `counted` steps, by field.
+    """The values that occur most among the latest rows of a list: those of `counted` steps or threads, by field.
 
-    `values` maps `type` `status` `model` `user` `tag` `environment` `soft_error` `reaction` to (value, steps), the most
-    frequent first, 8 at most. `more` says that the list goes on.
+    `values` maps `type` `status` `model` `user` `tag` `environment` `soft_error` `reaction`, of threads `user` `tag`
+    `environment`, to (value, rows), the most frequent first, 8 at most. `more` says that the list goes on. `times` are
+    those by which the list is ordered, the latest first, each with whether the step failed, or a step of the thread; a
+    row of which the time is not known is not among them.
     """
 
     counted: int
     more: bool
     values: Mapping[str, Sequence[tuple[str, int]]]
+    times: Sequence[tuple[int, bool]] = ()
+
+
+class HistogramBin(NamedTuple):
+    """How many steps start in an hour or a day (UTC), and how many of them failed."""
+
+    start_ns: int
+    end_ns: int
+    steps: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """When the steps of a filter start: hours or days, the earliest first, without those that have none.
+
+    They are the whole hours of the filter's range. Where these, or the sums that may be read, do not reach back to its
+    beginning, `since_ns` is where they do begin. `undated` steps have no known start.
+    """
+
+    bins: Sequence[HistogramBin]
+    since_ns: int | None = None
+    undated: int = 0

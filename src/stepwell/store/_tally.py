@@ -18,9 +18,10 @@ SUMS: Final = (
     *("steps", "success", "failed", "cancelled", "pending", "interrupted"),
     *("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "cost"),
     *("timed", "duration_ns"),
+    *("top", "failed_top"),
 )
 COUNTED_COLUMNS: Final = (
-    *("start_ns", "end_ns", "type", "name", "model", "environment", "status"),
+    *("start_ns", "end_ns", "type", "name", "model", "environment", "status", "is_top"),
     *("input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "cost"),
 )
 # The user that a step names, else its thread's: which is where the recorder writes it.
@@ -40,6 +41,7 @@ class Key(NamedTuple):
     environment: str | None
     user: str | None
     status: str | None
+    is_top: int
 
 
 class Cell:
@@ -75,6 +77,10 @@ class Sums:
         numbers[10] += cell.cost
         numbers[11] += cell.timed
         numbers[12] += cell.duration
+        if key.is_top:
+            numbers[13] += cell.steps
+            if key.status == "failed":
+                numbers[14] += cell.steps
         if buckets:
             own = self._buckets
             for bucket, count in cell.buckets.items():
@@ -112,9 +118,9 @@ class Tally:
     def add(self, rows: Iterable[tuple[Any, ...]], sign: int = 1) -> None:
         """Count rows of the user followed by `COUNTED_COLUMNS`."""
         cells = self.cells
-        for user, start_ns, end_ns, type_, name, model, environment, status, *numbers in rows:
+        for user, start_ns, end_ns, type_, name, model, environment, status, is_top, *numbers in rows:
             hour_ns = start_ns - start_ns % HOUR_NS if start_ns >= 0 else -1
-            key = Key(hour_ns, type_, name, model, environment, user, status)
+            key = Key(hour_ns, type_, name, model, environment, user, status, is_top)
             cell = cells.get(key)
             if cell is None:
                 cell = cells[key] = Cell()

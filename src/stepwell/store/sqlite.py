@@ -25,6 +25,7 @@ from stepwell.store import (
     Deleted,
     Facets,
     Found,
+    Histogram,
     Judgements,
     Order,
     Page,
@@ -45,6 +46,7 @@ from stepwell.store._checking import find_lost
 from stepwell.store._connections import Connections
 from stepwell.store._deleting import forget_blobs, loose_blobs
 from stepwell.store._export import export, find_by_prefix, read_steps
+from stepwell.store._histogram import read_histogram
 from stepwell.store._judgements import read_judgements
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
@@ -52,10 +54,13 @@ from stepwell.store._questions import read_alike
 from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
     FACET_SQL,
+    FACETS,
     LIST_SQL,
     RECORD_SQL,
     SCORE_COLUMNS,
     THREAD_COLUMNS,
+    THREAD_FACET_SQL,
+    THREAD_FACETS,
     facets_of,
     pack_id,
     run_row,
@@ -231,12 +236,22 @@ class SqliteStore:
             rows = db.execute(*select_threads(f"{_THREAD}, {_SUMS}", filter, page)).fetchall()
         return _page([thread_row(row[2:-9], row[-9:]) for row in rows[:limit]], rows, page)
 
-    def facets(self, filter: StepFilter = _ALL_STEPS) -> Facets:
-        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
+    def facets(self, filter: StepFilter | ThreadFilter = _ALL_STEPS) -> Facets:
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or threads."""
         page = Keyset("s", MAX_PAGE, None, "desc")
         with self._connections.reading() as db:
-            rows = _select(db, FACET_SQL, filter, page)
-        return facets_of([row[2:] for row in rows[:MAX_PAGE]], more=len(rows) > MAX_PAGE)
+            if isinstance(filter, ThreadFilter):
+                names = THREAD_FACETS
+                rows = db.execute(*select_threads(THREAD_FACET_SQL, filter, page)).fetchall()
+            else:
+                names = FACETS
+                rows = _select(db, FACET_SQL, filter, page)
+        return facets_of(rows[:MAX_PAGE], names, more=len(rows) > MAX_PAGE)
+
+    def histogram(self, filter: StepFilter = _ALL_STEPS) -> Histogram | None:
+        """Count the steps of a filter over time, None where that would take more than some milliseconds."""
+        with self._connections.reading() as db:
+            return read_histogram(db, filter)
 
     def scores(
         self, filter: ScoreQuery = _ALL_SCORES, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"

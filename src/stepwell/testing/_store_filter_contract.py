@@ -8,7 +8,7 @@ import pytest
 
 from stepwell.errors import UsageError
 from stepwell.model import Score
-from stepwell.store import Judgements, ScoreFilter, ScoreQuery, StepFilter, Store
+from stepwell.store import Judgements, ScoreFilter, ScoreQuery, StepFilter, Store, ThreadFilter
 from stepwell.testing._store_reading_contract import (
     CHILD,
     GRANDCHILD,
@@ -76,6 +76,20 @@ class StoreFilterContract(StoreReadingContract):
         assert list(facets.values["user"]) == [("ada", 1)]
         assert list(facets.values["environment"]) == [("prod", 1)]
         assert list(store.facets(StepFilter(type="llm")).values["tag"]) == []
+        assert list(facets.times) == [(3, False), (2, False), (1, False)]
+
+    def test_facets_count_the_values_of_threads(self, store: Store) -> None:
+        store.add(
+            [
+                line("thread", "t-1", user={"identifier": "ada"}, tags=["x"], environment="prod"),
+                line("thread", "t-2", user={"identifier": "ada"}),
+                finished("a", 5, thread_id="t-1", status="failed"),
+                finished("b", 7, thread_id="t-2"),
+            ]
+        )
+        facets = store.facets(ThreadFilter(user="ada"))
+        assert (facets.counted, facets.more, list(facets.times)) == (2, False, [(7, False), (5, True)])
+        assert dict(facets.values) == {"user": [("ada", 2)], "environment": [("prod", 1)], "tag": [("x", 1)]}
 
     def test_steps_are_kept_by_provider_agent_and_release(self, store: Store) -> None:
         store.add(

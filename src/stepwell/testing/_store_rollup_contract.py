@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stepwell.errors import UsageError
-from stepwell.store import MAX_ROLLUPS, Rollup, RollupQuery, Store
+from stepwell.store import MAX_ROLLUPS, Histogram, HistogramBin, Rollup, RollupQuery, StepFilter, Store
 from stepwell.testing._store_filter_contract import StoreFilterContract
 from stepwell.testing._store_reading_contract import finished, line, step
 
@@ -42,6 +42,30 @@ def week() -> list[bytes]:
 
 class StoreRollupContract(StoreFilterContract):
     """The part of the conformance suite that is about sums over time, and over users."""
+
+    def test_a_histogram_counts_the_steps_of_a_list_over_time(self, store: Store) -> None:
+        store.add([*week(), finished("inside", MONDAY_NS, parent_id="s-0", status="failed"), step("undated")])
+        days = [(MONDAY_NS + n * DAY_NS, MONDAY_NS + (n + 1) * DAY_NS) for n in range(3)]
+        begun = days[2][0] + 22 * HOUR_NS
+        for _ in range(2):
+            found = store.histogram(StepFilter(since_ns=begun - 5))
+            assert found == Histogram(
+                [HistogramBin(begun + n * HOUR_NS, begun + (n + 1) * HOUR_NS, 1, 0) for n in (0, 1)], begun
+            )
+            found = store.histogram(StepFilter(type="llm", environment="test", until_ns=days[1][0]))
+            assert found == Histogram(
+                [HistogramBin(MONDAY_NS + n * HOUR_NS, MONDAY_NS + (n + 1) * HOUR_NS, 1, 0) for n in (0, 12)]
+            )
+            found = store.histogram()
+            assert found is not None
+            assert [sum(column) for column in zip(*found.bins, strict=True)][2:] == [73, 1]
+            assert found.undated == 1
+            top = store.histogram(StepFilter(root_only=True))
+            assert top is not None
+            assert [sum(column) for column in zip(*top.bins, strict=True)][2:] == [72, 0]
+            assert store.histogram(StepFilter(root_only=True, status="failed")) == Histogram([])
+            assert store.histogram(StepFilter(since_ns=begun + 1, until_ns=begun + HOUR_NS)) is None
+            store.catch_up()
 
     def test_a_rollup_sums_what_its_steps_have(self, store: Store) -> None:
         usage = {"input_tokens": 10, "output_tokens": 2, "cached_input_tokens": 4}

@@ -1,0 +1,168 @@
+"""When the steps of a list start: how many in each hour or day, from the sums that are kept beside them.
+
+What must stay true: the counts are exact at any time, and an answer reads so many rows at most, whatever is in the
+store. Where the sums of a whole range are more than that, the answer begins later and says so.
+"""
+
+# ruff: noqa: S608 (what is put into SQL are our own table and column names)
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
+
+from stepwell.store._filters import StepFilter
+from stepwell.store._query import MAX_INTEGER, Where
+from stepwell.store._summaries import DAY_NS, HOUR_NS, Histogram, HistogramBin
+
+__all__ = ["read_histogram"]
+
+_EQUAL: Final = ("name", "model", "environment")
+_STATUSES: Final = ("success", "failed", "cancelled", "pending", "interrupted")
+_BY_HOURS_NS: Final = 3 * DAY_NS  # what is not longer is told by the hour
+_MAX_SUMS: Final = 20_000  # rows of `rollups`
+_MAX_FRESH: Final = 5_000  # steps, and notes of steps, that the sums do not have yet
+_LATEST_NS: Final = MAX_INTEGER // DAY_NS * DAY_NS
+_WITHIN: Final = "FROM rollups WHERE span_s = ? AND start_ns >= ? AND start_ns < ?"
+# What lies beyond so many rows of a range: its start, found in the index alone.
+_BEYOND: Final = f"SELECT start_ns {_WITHIN} ORDER BY start_ns DESC LIMIT 1 OFFSET ?"
+_FRESH: Final = (
+    ("1", "steps WHERE number > (SELECT number FROM counted)"),
+    ("sign", "recounts"),
+)
+
+
+class _Part(NamedTuple):
+    """A stretch of time that is told by hours or by days, from `first_ns` up to `end_ns`."""
+
+    span_ns: int
+    first_ns: int
+    end_ns: int
+
+
+class _Asked(NamedTuple):
+    """A filter as the sums know it: the condition on a row's fields, and what is counted of a row of sums."""
+
+    where: Where
+    steps: str
+    errors: str
+    kept: str  # what must hold of a step beside the condition
+
+
+@dataclass(slots=True)
+class _Counts:
+    """Steps and failed ones by start and end of an hour or day; `since_ns` is where they begin, if it is late."""
+
+    bins: dict[tuple[int, int], list[int]] = field(default_factory=dict[tuple[int, int], list[int]])
+    since_ns: int | None = None
+
+    def add(self, start_ns: int, span_ns: int, steps: int, errors: int) -> None:
+        found = self.bins.setdefault((start_ns, start_ns + span_ns), [0, 0])
+        found[0] += steps
+        found[1] += errors
+
+    def starts(self) -> list[int]:
+        return [start for (start, _), (steps, _) in self.bins.items() if steps]
+
+
+def read_histogram(db: sqlite3.Connection, filter: StepFilter) -> Histogram | None:
+    """Count the steps of a filter; None where the sums do not know it, or its range has no whole hour."""
+    asked, since_ns, until_ns = _asked(filter), max(filter.since_ns or 0, 0), filter.until_ns
+    first = -(-since_ns // HOUR_NS) * HOUR_NS
+    late = first if first > since_ns else None
+    end = _LATEST_NS if until_ns is None else min(until_ns, _LATEST_NS) // HOUR_NS * HOUR_NS
+    fresh = None if asked is None else _read_fresh(db, asked)
+    if asked is None or fresh is None or first >= end:
+        return None
+    counts = _read(db, asked, _by_days(first, end), fresh) if end - first > _BY_HOURS_NS else None
+    starts = [] if counts is None else counts.starts()
+    if counts is None or (starts and max(starts) + DAY_NS - min(starts) <= _BY_HOURS_NS):
+        if starts:
+            first, end = max(first, min(starts) // DAY_NS * DAY_NS), min(end, max(starts) + DAY_NS)
+        counts = _read(db, asked, [_Part(HOUR_NS, first, end)], fresh)
+    bins = [HistogramBin(*span, *found) for span, found in sorted(counts.bins.items()) if found[0]]
+    undated = 0
+    if filter.since_ns is None:
+        undated = sum(steps for steps, _ in _read(db, asked, [_Part(DAY_NS, -1, 0)], fresh).bins.values())
+    return Histogram(bins, late if counts.since_ns is None else counts.since_ns, undated)
+
+
+def _asked(filter: StepFilter) -> _Asked | None:
+    """Return the filter as the sums know it, None where they don't."""
+    known: dict[str, Any] = dict.fromkeys((*_EQUAL, "type", "status", "since_ns", "until_ns"))
+    if replace(filter, **known, root_only=False, none_of=()) != StepFilter():
+        return None
+    where = Where()
+    for name in _EQUAL:
+        if (value := getattr(filter, name)) is not None:
+            where.add(f"{name} = ?", value)
+    if types := _several(filter.type):
+        where.add(f"type IN ({', '.join('?' * len(types))})", *types)
+    for other in filter.none_of:
+        types = _several(other.type)
+        if not types or other != StepFilter(type=other.type):
+            return None
+        where.add(f"NOT ifnull(type IN ({', '.join('?' * len(types))}), 0)", *types)
+    statuses = [name for name in _STATUSES if name in _several(filter.status)]
+    if filter.root_only and statuses not in ([], ["failed"]):
+        return None
+    if filter.root_only:
+        return _Asked(where, "failed_top" if statuses else "top", "failed_top", f"is_top AND {_one_of(statuses)}")
+    errors = "failed" if not statuses or "failed" in statuses else "0"
+    return _Asked(where, " + ".join(statuses) or "steps", errors, _one_of(statuses))
+
+
+def _one_of(statuses: Sequence[str]) -> str:
+    named = ", ".join(f"'{status}'" for status in statuses)
+    return f"status IN ({named})" if statuses else "1"
+
+
+def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+
+
+def _read_fresh(db: sqlite3.Connection, asked: _Asked) -> list[tuple[int, int, int]] | None:
+    """Return sign, start and failure of the steps that the sums do not have yet; None where they are too many."""
+    found: list[tuple[int, int, int]] = []
+    condition = f"ifnull({asked.where.sql()} AND {asked.kept}, 0)"
+    for sign, source in _FRESH:
+        query = f"SELECT {sign}, start_ns, status IS 'failed', {condition} FROM {source} LIMIT ?"
+        rows = db.execute(query, (*asked.where.values, _MAX_FRESH + 1)).fetchall()
+        if len(rows) > _MAX_FRESH:
+            return None
+        found += (row[:3] for row in rows if row[3])
+    return found
+
+
+def _by_days(first: int, end: int) -> list[_Part]:
+    """Return the latest hours, the whole days before them, and the earliest hours of a range, each if there are any."""
+    first_day, end_day = -(-first // DAY_NS) * DAY_NS, end // DAY_NS * DAY_NS
+    parts = (_Part(HOUR_NS, end_day, end), _Part(DAY_NS, first_day, end_day), _Part(HOUR_NS, first, first_day))
+    return [part for part in parts if part.first_ns < part.end_ns]
+
+
+def _read(
+    db: sqlite3.Connection, asked: _Asked, parts: Sequence[_Part], fresh: Sequence[tuple[int, int, int]]
+) -> _Counts:
+    """Count the steps of some parts, of which the latest comes first."""
+    counts, left = _Counts(), _MAX_SUMS
+    condition = asked.where.sql()
+    counted = ", ".join(f"sum(CASE WHEN {condition} THEN {sum} ELSE 0 END)" for sum in (asked.steps, asked.errors))
+    query = f"SELECT start_ns, {counted}, count(*) {_WITHIN} GROUP BY start_ns"
+    for span_ns, begin, end in parts:
+        span_s = span_ns // 1_000_000_000
+        beyond = db.execute(_BEYOND, (span_s, begin, end, left)).fetchone()
+        first = begin if beyond is None else beyond[0] + span_ns
+        values = (*asked.where.values, *asked.where.values, span_s, first, end)
+        for start, steps, errors, rows in db.execute(query, values):
+            counts.add(start, span_ns, steps, errors)
+            left -= rows
+        for sign, start, failed in fresh:
+            if first <= start < end:
+                counts.add(start - start % span_ns if start >= 0 else -1, span_ns, sign, sign * failed)
+        if beyond is not None:
+            counts.since_ns = first
+            break
+    return counts
