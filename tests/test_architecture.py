@@ -196,6 +196,8 @@ ORDER = [
     "server.pages._lane",
     "server.pages._address",
     "server.pages._listing",
+    "server.pages._plots",
+    "server.pages._strip",
     "server.pages._kept",
     "server.pages._judging",
     "server.pages._queue",

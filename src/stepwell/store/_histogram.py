@@ -21,7 +21,9 @@ __all__ = ["read_histogram"]
 
 _EQUAL: Final = ("name", "model", "environment")
 _STATUSES: Final = ("success", "failed", "cancelled", "pending", "interrupted")
-_BY_HOURS_NS: Final = 3 * DAY_NS  # what is not longer is told by the hour
+_HOURS_NS: Final = 3 * DAY_NS  # what is not longer is told by the hour
+_MANY_HOURS_NS: Final = 30 * DAY_NS  # and what is not longer, where so many rows of sums are all
+_MAX_HOURS: Final = 6_000
 _MAX_SUMS: Final = 20_000  # rows of `rollups`
 _MAX_FRESH: Final = 5_000  # steps, and notes of steps, that the sums do not have yet
 _LATEST_NS: Final = MAX_INTEGER // DAY_NS * DAY_NS
@@ -63,9 +65,6 @@ class _Counts:
         found[0] += steps
         found[1] += errors
 
-    def starts(self) -> list[int]:
-        return [start for (start, _), (steps, _) in self.bins.items() if steps]
-
 
 def read_histogram(db: sqlite3.Connection, filter: StepFilter) -> Histogram | None:
     """Count the steps of a filter; None where the sums do not know it, or its range has no whole hour."""
@@ -76,17 +75,20 @@ def read_histogram(db: sqlite3.Connection, filter: StepFilter) -> Histogram | No
     fresh = None if asked is None else _read_fresh(db, asked)
     if asked is None or fresh is None or first >= end:
         return None
-    counts = _read(db, asked, _by_days(first, end), fresh) if end - first > _BY_HOURS_NS else None
-    starts = [] if counts is None else counts.starts()
-    if counts is None or (starts and max(starts) + DAY_NS - min(starts) <= _BY_HOURS_NS):
-        if starts:
-            first, end = max(first, min(starts) // DAY_NS * DAY_NS), min(end, max(starts) + DAY_NS)
-        counts = _read(db, asked, [_Part(HOUR_NS, first, end)], fresh)
+    counts = _read(db, asked, _by_days(first, end), fresh)
+    late = counts.since_ns or late
+    if starts := [start for (start, _), (steps, _) in counts.bins.items() if steps]:
+        first, end = max(first, min(starts) // DAY_NS * DAY_NS), min(end, max(starts) + DAY_NS)
+        if end - first <= _HOURS_NS or (
+            end - first <= _MANY_HOURS_NS and not db.execute(_BEYOND, (3600, first, end, _MAX_HOURS)).fetchone()
+        ):
+            counts = _read(db, asked, [_Part(HOUR_NS, first, end)], fresh)
+            late = counts.since_ns or late
     bins = [HistogramBin(*span, *found) for span, found in sorted(counts.bins.items()) if found[0]]
     undated = 0
     if filter.since_ns is None:
         undated = sum(steps for steps, _ in _read(db, asked, [_Part(DAY_NS, -1, 0)], fresh).bins.values())
-    return Histogram(bins, late if counts.since_ns is None else counts.since_ns, undated)
+    return Histogram(bins, late, undated)
 
 
 def _asked(filter: StepFilter) -> _Asked | None:

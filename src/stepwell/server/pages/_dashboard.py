@@ -18,6 +18,7 @@ from stepwell._render import duration
 from stepwell.server._access import InStore
 from stepwell.server.pages._listing import MESSAGES, top_filter
 from stepwell.server.pages._page import Links, cost, count, moment, page
+from stepwell.server.pages._plots import Bar, instant, stacked
 from stepwell.store import Every, Rollup, RollupQuery, RunRow, StepFilter, StepRow, Store
 from stepwell.store._language import format_query
 
@@ -39,24 +40,10 @@ _LOOKED_AT: Final = 500  # steps, and failed steps
 _RUNS_LOOKED_AT: Final = 200  # whose sums are those of all steps below them
 _SHOWN: Final = 8
 _GROUPS: Final = 12
-WIDTH: Final = 600
-HEIGHT: Final = 120
 
 Span = Annotated[Literal["24h", "7d", "30d", "90d"] | None, Query()]
 Kind = Annotated[Literal["", "run", "llm", "tool", "retrieval", "embedding", "rerank"], Query()]
 Group = Annotated[Literal["name", "model", "user", "type", "environment"], Query()]
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What a chart has at one time: up to two parts on one another, in pixels, where they lead, and what they say."""
-
-    x: float
-    width: float
-    low: float
-    high: float
-    says: str
-    href: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +72,12 @@ class _Axis:
     def chart(self, title: str, kind: str, rows: dict[int, Rollup], of: _Measure) -> Chart:
         """Draw what a measure says of each hour or day."""
         values = [of.values(rows.get(start, Rollup())) for start in self.starts]
-        top = max(low + high for low, high in values)
+        top, places = stacked(values)
         if not top:
             return Chart(title, "not reported", "", of.legend, kind)
-        scale, width = HEIGHT / top, WIDTH / len(self.starts)
         bars = [
-            Bar(
-                round(at * width, 2),
-                round(width * 0.86, 2),
-                round(low * scale, 2),
-                round(high * scale, 2),
-                self._says(start, of.says(low, high)),
-                self._href(start),
-            )
-            for at, (start, (low, high)) in enumerate(zip(self.starts, values, strict=True))
+            Bar(*place, self._says(start, of.says(*pair)), self._href(start))
+            for place, start, pair in zip(places, self.starts, values, strict=True)
         ]
         return Chart(title, of.total(values), of.text(top), of.legend, kind, bars)
 
@@ -109,8 +88,7 @@ class _Axis:
         return [each.split(", ")[0 if days else 1] for each in read]
 
     def _says(self, start: int, what: str) -> str:
-        at = moment(start) or {"read": ""}
-        return f"{at['read'][: 10 if self.span_ns == _DAY_NS else 16]}: {what}"
+        return f"{instant(start, self.span_ns)}: {what}"
 
     def _href(self, start: int) -> str:
         return self.links.to("steps", q=_query(self.type, start, start + self.span_ns))
@@ -213,8 +191,6 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
             for title, kind, of in _CHARTS
         ],
         "labels": axis.labels(),
-        "width": WIDTH,
-        "height": HEIGHT,
         "groups": [(row, getattr(row, by), _group_link(links, type, by, row, since_ns)) for row in groups[:_GROUPS]],
         "all_groups": len(groups),
         "looked_at": _LOOKED_AT,

@@ -26,8 +26,9 @@ from stepwell.server.pages._listing import (
 )
 from stepwell.server.pages._marks import judged_html
 from stepwell.server.pages._page import Links, page
+from stepwell.server.pages._strip import strip_of
 from stepwell.server.pages._views import read_views
-from stepwell.store import Order, StepFilter, Store
+from stepwell.store import Order, StepFilter, Store, ThreadFilter, ThreadRow
 from stepwell.store._conditions import thread_query
 from stepwell.store._language import QueryError, value_text
 from stepwell.store._shell import shell_line, steps_as_sql, threads_as_sql
@@ -38,6 +39,7 @@ router = APIRouter(include_in_schema=False)
 
 Messages = Annotated[bool, Query(description="Also messages that are in no run.")]
 
+_NOTHING: Final[dict[str, Any]] = {"facets": None, "groups": [], "strip": None}
 _TITLES: Final = {"runs": "Runs", "threads": "Threads", "steps": "Steps"}
 
 
@@ -57,7 +59,7 @@ def runs(  # noqa: PLR0917 (FastAPI passes them by name)
     filter = runs_filter(found, messages=messages)
     listed = None if found.error else list_page(store.runs, cursor, order, back=back, filter=filter)
     extra = {
-        **_faceted(store, None if found.error else filter, found),
+        **_narrowed(request, store, "runs", found, filter, listed),
         "messages": messages,
         "named": names_types(found),
         "judged": judged_html(request, store, "runs", listed),
@@ -78,7 +80,7 @@ def steps(  # noqa: PLR0917 (FastAPI passes them by name)
     """List steps of all kinds, the newest first."""
     found, store = read_query(q), place.store
     listed = None if found.error else list_page(store.steps, cursor, order, back=back, filter=found.filter)
-    extra = _faceted(store, None if found.error else found.filter, found)
+    extra = _narrowed(request, store, "steps", found, found.filter, listed)
     extra["judged"] = judged_html(request, store, "steps", listed)
     extra["sql"] = None if found.error else steps_as_sql(found.filter, limit=ROWS, order=order)
     return _answer(request, place, "steps", found, listed, order, **extra)
@@ -94,7 +96,7 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
     back: Back = False,
 ) -> Response:
     """List threads, the latest active first."""
-    found, listed, sql = read_query(q), None, None
+    found, listed, sql, extra = read_query(q), None, None, _NOTHING
     if not found.error:
         try:
             filter = thread_query(found.text)
@@ -103,13 +105,35 @@ def threads(  # noqa: PLR0917 (FastAPI passes them by name)
         else:
             listed = list_page(place.store.threads, cursor, order, back=back, filter=filter)
             sql = threads_as_sql(filter, limit=ROWS, order=order)
-    return _answer(request, place, "threads", found, listed, order, **_faceted(place.store, None, found), sql=sql)
+            extra = _narrowed(request, place.store, "threads", found, filter, listed)
+    return _answer(request, place, "threads", found, listed, order, **extra, sql=sql)
 
 
-def _faceted(store: Store, filter: StepFilter | None, found: Found) -> dict[str, Any]:
-    """Return what the template needs to narrow a list of steps; None is a list that has nothing to be narrowed by."""
-    facets = None if filter is None else store.facets(filter)
-    return {"facets": facets, "groups": [] if facets is None else facets_of(facets, found.text)}
+def _narrowed(  # noqa: PLR0917 (what a list is)
+    request: Request,
+    store: Store,
+    section: str,
+    found: Found,
+    filter: StepFilter | ThreadFilter,
+    listed: Listed[Any] | None,
+) -> dict[str, Any]:
+    """Return what the template needs to narrow a list: values that occur in it, and the strip of its times."""
+    if listed is None:
+        return _NOTHING
+    facets = store.facets(filter)
+    rows = [_time_of(row) for row in listed.items]
+    known = [] if listed.first else [ns for ns in rows if ns is not None]
+    summed = filter if isinstance(filter, StepFilter) else None
+    strip = strip_of(Links(request), store, section, found, summed, facets, known)
+    return {"facets": facets, "groups": facets_of(facets, found.text), "strip": strip}
+
+
+def _time_of(row: Any) -> int | None:
+    """Return the time that a row is ordered by."""
+    if isinstance(row, ThreadRow):
+        return row.created_ns if row.last_step_ns is None else row.last_step_ns
+    time_ns: int | None = row.start_ns
+    return time_ns
 
 
 def _shell_line(request: Request, store: Store, sql: str | None) -> str | None:
