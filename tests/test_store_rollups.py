@@ -367,13 +367,13 @@ def test_a_process_killed_while_it_counts_leaves_whole_chunks(path: Path) -> Non
 def test_a_histogram_reads_so_much_at_most_and_says_where_it_begins(path: Path) -> None:
     store = open_store(str(path))
     store.add(
-        [step(f"s-{n}", name=f"n-{n}", start_ns=n // 6_000 * 2 * DAY_NS + n, status="success") for n in range(24_000)]
+        [step(f"s-{n}", name=f"n-{n}", start_ns=n // 3_000 * 2 * DAY_NS + n, status="success") for n in range(12_000)]
     )
     assert store.histogram() is None  # so many steps were not counted
     assert store.catch_up(60) is True
     found = store.histogram()
     assert found is not None
-    assert (list(found.bins), found.since_ns) == ([(n * DAY_NS, (n + 1) * DAY_NS, 6_000, 0) for n in (2, 4, 6)], DAY_NS)
+    assert (list(found.bins), found.since_ns) == ([(n * DAY_NS, (n + 1) * DAY_NS, 3_000, 0) for n in (2, 4, 6)], DAY_NS)
     for filter in (
         StepFilter(user="ada"),
         StepFilter(text="word"),

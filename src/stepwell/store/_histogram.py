@@ -23,8 +23,8 @@ _EQUAL: Final = ("name", "model", "environment")
 _STATUSES: Final = ("success", "failed", "cancelled", "pending", "interrupted")
 _HOURS_NS: Final = 3 * DAY_NS  # what is not longer is told by the hour
 _MANY_HOURS_NS: Final = 30 * DAY_NS  # and what is not longer, where so many rows of sums are all
-_MAX_HOURS: Final = 6_000
-_MAX_SUMS: Final = 20_000  # rows of `rollups`
+_MAX_HOURS: Final = 4_000
+_MAX_SUMS: Final = 10_000  # rows of `rollups`
 _MAX_FRESH: Final = 5_000  # steps, and notes of steps, that the sums do not have yet
 _LATEST_NS: Final = MAX_INTEGER // DAY_NS * DAY_NS
 _WITHIN: Final = "FROM rollups WHERE span_s = ? AND start_ns >= ? AND start_ns < ?"

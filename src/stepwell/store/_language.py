@@ -28,7 +28,15 @@ from stepwell.store import Scalar, ScoreFilter, StepFilter
 from stepwell.store._filters import REACTIONS, SOFT_ERRORS
 from stepwell.store._literals import COUNTED, UNITS, QueryError, Value, decimal_of, float_of, moment_of, scalar_of
 
-__all__ = ["MAX_QUERY_CHARACTERS", "QueryError", "format_query", "parse_query", "split_terms", "value_text"]
+__all__ = [
+    "MAX_QUERY_CHARACTERS",
+    "QueryError",
+    "format_query",
+    "parse_query",
+    "split_terms",
+    "time_text",
+    "value_text",
+]
 
 MAX_QUERY_CHARACTERS: Final = 4_000
 _LAST_ISO_NS: Final = 253_402_300_800_000_000_000  # the end of the year 9999
@@ -359,7 +367,7 @@ def _terms(filter: StepFilter) -> Iterator[str]:  # noqa: C901 (one condition a 
     yield from (f"is:{word}" for word, name in _TOGETHER.items() if getattr(filter, name))
     for key, ns in (("since", filter.since_ns), ("until", filter.until_ns)):
         if ns is not None:
-            yield f"{key}:{_time_text(ns)}"
+            yield f"{key}:{time_text(ns)}"
     for key, name in _NUMBERS.items():
         yield from _bounds_text(f"{key}:", getattr(filter, f"min_{name}"), getattr(filter, f"max_{name}"), key)
     for path, scalar in (filter.metadata or {}).items():
@@ -414,7 +422,8 @@ def _number_text(number: float, key: str) -> str:
     return repr(number)
 
 
-def _time_text(ns: int) -> str:
+def time_text(ns: int) -> str:
+    """Return a time as `since:` and `until:` take it."""
     if not 0 <= ns < _LAST_ISO_NS:
         return f"{ns:010d}"
     at, fraction = datetime.fromtimestamp(ns // 1_000_000_000, UTC), f"{ns % 1_000_000_000:09d}".rstrip("0")

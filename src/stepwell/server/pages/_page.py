@@ -5,13 +5,13 @@ What must stay true: one formatter for each kind of value, one builder for every
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, quote_plus, urlencode
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
@@ -78,6 +78,11 @@ class Links:
         return self._with(
             self._path, kept + [(name, str(value)) for name, value in changes.items() if value is not None]
         )
+
+    def each_here(self, name: str, **changes: object) -> Callable[[str], str]:
+        """Return what makes the addresses of this page with one part of its query changed, to many values."""
+        lead = self.here(**changes, **{name: ""})
+        return lambda value: f"{lead}{quote_plus(value)}"
 
     def static(self, name: str) -> str:
         """Return the address of a file of ours, which changes with what is in it."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from stepwell.server.pages._listing import Found
 from stepwell.server.pages._page import Links, count
 from stepwell.server.pages._plots import Bar, Scale, instant, scale_of, stacked
 from stepwell.store import Facets, Histogram, HistogramBin, StepFilter, Store
-from stepwell.store._language import format_query, split_terms
+from stepwell.store._language import split_terms, time_text
 
 __all__ = ["Strip", "strip_of"]
 
@@ -74,8 +75,8 @@ def strip_of(  # noqa: PLR0917 (what a list is)
     _, places = stacked([(fine, failed) for fine, failed in sums], _LEAST)
     narrow = _Narrowing(links, found, section)
     bars = [
-        Bar(*place, narrow.says(scale, at, *sums[at]), narrow.to_bar(scale, at), sum(sums[at]))
-        for at, place in enumerate(places)
+        Bar(*place, narrow.says(scale, at, *sums[at]), href, sum(sums[at]))
+        for at, (place, href) in enumerate(zip(places, narrow.hrefs(scale), strict=True))
         if any(sums[at])
     ]
     errors, all_of = sum(failed for _, failed in sums), sum(map(sum, sums))
@@ -154,13 +155,13 @@ class _Narrowing:
         more = f", {count(failed)} {_FAILED.get(self._section, 'failed')}" if failed else ""
         return f"{instant(scale.start_ns + at * scale.step_ns, scale.step_ns)}: {what}{more}"
 
-    def to_bar(self, scale: Scale, at: int) -> str:
-        """Return the list of a bar, within the bounds that it has already."""
-        since_ns = scale.start_ns + at * scale.step_ns
-        until_ns = since_ns + scale.step_ns
-        return self._to(
-            max(since_ns, self._since_ns or 0), until_ns if self._until_ns is None else min(until_ns, self._until_ns)
-        )
+    def hrefs(self, scale: Scale) -> list[str]:
+        """Return the list of each bar, within the bounds that it has already."""
+        low, high = self._since_ns or 0, self._until_ns
+        edges = [scale.start_ns + at * scale.step_ns for at in range(scale.bars + 1)]
+        texts = [time_text(max(ns, low) if high is None else min(max(ns, low), high)) for ns in edges]
+        to = self._links.each_here("q", cursor=None, back=None)
+        return [to(f"{self._rest} since:{first} until:{end}".strip()) for first, end in pairwise(texts)]
 
     def wider(self) -> str | None:
         """Return the list with as much time again on each side that has a bound."""
@@ -177,5 +178,5 @@ class _Narrowing:
         return self._to(None, None)
 
     def _to(self, since_ns: int | None, until_ns: int | None) -> str:
-        bounds = format_query(StepFilter(since_ns=since_ns, until_ns=until_ns))
-        return self._links.here(q=f"{self._rest} {bounds}".strip() or None, cursor=None, back=None)
+        bounds = [f"{key}:{time_text(ns)}" for key, ns in (("since", since_ns), ("until", until_ns)) if ns is not None]
+        return self._links.here(q=" ".join([self._rest, *bounds]).strip() or None, cursor=None, back=None)
