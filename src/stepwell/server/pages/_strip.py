@@ -15,7 +15,7 @@ from typing import Final
 from stepwell.server.pages._listing import Found
 from stepwell.server.pages._page import Links, count
 from stepwell.server.pages._plots import Bar, Scale, instant, scale_of, stacked
-from stepwell.store import Facets, Histogram, HistogramBin, StepFilter, Store
+from stepwell.store import Facets, HistogramBin, StepFilter, Store
 from stepwell.store._language import split_terms, time_text
 
 __all__ = ["Strip", "strip_of"]
@@ -63,7 +63,7 @@ def strip_of(  # noqa: PLR0917 (what a list is)
 
     `filter` is that of its steps, None for a list of threads.
     """
-    times = _times(store, filter, facets)
+    times = _times(store, found, filter, facets)
     narrowed = found.filter.since_ns is not None or found.filter.until_ns is not None
     if times is None or (times.scale.bars == 1 and not narrowed):
         return None
@@ -92,26 +92,33 @@ def strip_of(  # noqa: PLR0917 (what a list is)
     )
 
 
-def _times(store: Store, filter: StepFilter | None, facets: Facets) -> _Times | None:
+def _times(store: Store, found: Found, filter: StepFilter | None, facets: Facets) -> _Times | None:
     """Return all that the list has, by single rows or else by the store's sums; else the latest of it."""
     starts = [ns for ns, _ in facets.times]
     if not starts:
         return None
     rows = ((ns, 1, int(failed)) for ns, failed in facets.times)
-    scale, undated = scale_of(min(starts), max(starts)), facets.counted - len(starts)
+    undated = facets.counted - len(starts)
     if not facets.more:
-        return _Times(scale, rows, undated=undated)
+        return _Times(_scale(found, min(starts), max(starts)), rows, undated=undated)
     summed = None if filter is None else store.histogram(filter)
     if summed is not None and summed.bins:
-        wide = scale_of(summed.bins[0].start_ns, summed.bins[-1].end_ns - 1, _span(summed))
-        if wide.bars >= _FEW:
+        first, last = summed.bins[0].start_ns, summed.bins[-1].end_ns - 1
+        scale = _scale(found, first, last, summed.since_ns, max(_length(bin) for bin in summed.bins))
+        if scale.bars >= _FEW:
             bins = ((bin.start_ns, bin.steps, bin.errors) for bin in summed.bins)
-            return _Times(wide, bins, since_ns=summed.since_ns, undated=summed.undated)
-    return _Times(scale, rows, latest=True, undated=undated)
+            return _Times(scale, bins, since_ns=summed.since_ns, undated=summed.undated)
+    return _Times(scale_of(min(starts), max(starts)), rows, latest=True, undated=undated)
 
 
-def _span(summed: Histogram) -> int:
-    return max(_length(bin) for bin in summed.bins)
+def _scale(found: Found, first_ns: int, last_ns: int, since_ns: int | None = None, least_ns: int = 1) -> Scale:
+    """Return the scale of the time that the query names, else of what there is; `since_ns` is where the sums begin."""
+    since_ns, until_ns = found.filter.since_ns if since_ns is None else since_ns, found.filter.until_ns
+    return scale_of(
+        first_ns if since_ns is None else min(since_ns, first_ns),
+        last_ns if until_ns is None else max(until_ns - 1, last_ns),
+        least_ns,
+    )
 
 
 def _length(bin: HistogramBin) -> int:
