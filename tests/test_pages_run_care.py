@@ -28,7 +28,7 @@ PAGES = (
     "/lines/talk?lines=3-5",
     "/fork?run=forked-a",
     "/runs",
-    "/runs?q=type:run",
+    "/runs?q=type:run since:2025-01-01",
     "/runs?q=tokens:1:2",
     "/threads",
     "/threads/a%20talk",
