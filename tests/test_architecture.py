@@ -194,6 +194,7 @@ ORDER = [
     "server.pages._families",
     "server.pages._find",
     "server.pages._lane",
+    "server.pages._overview",
     "server.pages._address",
     "server.pages._listing",
     "server.pages._plots",

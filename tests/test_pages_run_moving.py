@@ -178,7 +178,7 @@ def test_a_range_of_the_timeline_has_its_totals_by_address_and_by_dragging(brows
         page.goto("/runs/talk?view=timeline&from=4000&to=11000")
         expect(page.locator("#range")).to_have_text("4 steps, 2 model calls, 210 tokens, price unknown")
         expect(page.locator(".gaps")).to_have_count(1)
-        strip = page.locator("#strip").bounding_box()
+        strip = page.locator(".overview .plot").bounding_box()
         assert strip is not None
         page.mouse.move(strip["x"] + strip["width"] * 0.04, strip["y"] + 10)
         page.mouse.down()

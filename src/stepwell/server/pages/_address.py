@@ -75,7 +75,11 @@ class Address:
         pairs = [
             (
                 name,
-                str(each).lower() if isinstance(each, bool) else f"{each:g}" if isinstance(each, float) else str(each),
+                str(each).lower()
+                if isinstance(each, bool)
+                else f"{each:.15g}"
+                if isinstance(each, float)
+                else str(each),
             )
             for name, value in query.items()
             for each in _several(value)

@@ -8,11 +8,10 @@ from typing import Final
 
 from stepwell.server.pages._rows import Family, Row
 
-__all__ = ["Bar", "Lane", "lane_of", "strip_of"]
+__all__ = ["Bar", "Lane", "lane_of"]
 
 _LEAST: Final = 2.0  # of 1000: what a bar is wide at least, so that it is seen
 MAX_PIECES: Final = 12
-MAX_STRIP: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +51,6 @@ def lane_of(family: Family, row: Row, now_ns: int | None = None) -> Lane:
     if end is not None and past > end:
         bars.append(_bar(family, end, past, "tail"))
     return Lane(bars, first_token)
-
-
-def strip_of(family: Family) -> list[Bar]:
-    """Return the run at a glance: the longest of the steps without children."""
-    leaves = [row for row in family.rows if not row.children and row.duration_ns is not None]
-    leaves.sort(key=lambda row: row.duration_ns or 0, reverse=True)
-    kept = sorted(leaves[:MAX_STRIP], key=lambda row: row.place)
-    return [_bar(family, row.step.start_ns or 0, row.step.end_ns or 0, _kind(row)) for row in kept]
-
-
-def _kind(row: Row) -> str:
-    return f"{row.step.type or 'unknown'}{' failed' if row.step.status == 'failed' else ''}"
 
 
 def _bar(family: Family, start: int, end: int, kind: str) -> Bar:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from stepwell.model import MESSAGE_TYPES
 from stepwell.store import StepRow
@@ -137,13 +137,14 @@ class Gap:
 
 @dataclass(slots=True)
 class Family:
-    """A run: its first row and all rows in order, and the time it spans."""
+    """A run: its first row and all rows in order, and the time it spans. `derived` is what pages make of it once."""
 
     root: Row
     rows: list[Row]
     by_id: dict[str, Row]
     start_ns: int
     end_ns: int
+    derived: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def span_ns(self) -> int:
@@ -179,14 +180,21 @@ class Family:
             found.append(Gap(reached, self.root.step.end_ns, last, None))
         return found[:MAX_GAPS]
 
+    def during(self, first_ns: int, last_ns: int) -> list[Row]:
+        """Return the steps that ran at some time in a range."""
+        return [
+            row
+            for row in self.rows
+            if (start := row.step.start_ns) is not None
+            and start <= last_ns
+            and (row.step.end_ns is None or max(row.step.end_ns, start) >= first_ns)
+        ]
+
     def between(self, first_ns: int, last_ns: int) -> Sums:
         """Count the steps that ran at some time in a range; a model call's tokens and cost are where it began."""
         sums = Sums()
-        for row in self.rows:
-            start, end = row.step.start_ns, row.step.end_ns
-            if start is None or start > last_ns or (end is not None and max(end, start) < first_ns):
-                continue
-            if row.step.type == "llm" and start < first_ns:
+        for row in self.during(first_ns, last_ns):
+            if row.step.type == "llm" and (row.step.start_ns or 0) < first_ns:
                 sums.steps += 1
                 sums.errors += row.step.status == "failed"
             else:

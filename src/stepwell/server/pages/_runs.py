@@ -15,13 +15,14 @@ from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._families import Families
 from stepwell.server.pages._find import found_in
-from stepwell.server.pages._lane import lane_of, strip_of
+from stepwell.server.pages._lane import lane_of
 from stepwell.server.pages._neighbours import Neighbours, neighbours_of
 from stepwell.server.pages._outline import PAGE_ROWS, Item, Look, outline
+from stepwell.server.pages._overview import overview_of
 from stepwell.server.pages._page import Links, page
 from stepwell.server.pages._panel import panel_of
 from stepwell.server.pages._review import bar_of
-from stepwell.server.pages._rows import Family, Row, Sums
+from stepwell.server.pages._rows import Family, Row
 from stepwell.server.pages._show import Show
 from stepwell.store import MAX_PAGE, Found, Store
 
@@ -55,13 +56,17 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
     family = families_of(request).of(store, id)
     address = Address(Links(request), id, look)
     chosen = family.by_id.get(look.step or "")
+    ran = _ran(family, look)
     found = found_in(store, family, look.q.strip()) if look.q.strip() else None
+    if found and ran is not None:
+        found = [row for row in found if row.step.id in ran]
     search = None if found is None else _search(found, chosen)
     if found and search is not None and look.go is not None:
         chosen = search.after if look.go == "next" else search.before
         look = look.model_copy(update={"step": None if chosen is None else chosen.step.id, "go": None})
         address, search = Address(Links(request), id, look), _search(found, chosen)
-    rows = outline(family, _look(family, look, chosen, search))
+    looked = _look(family, look, chosen, search, ran)
+    rows = outline(family, looked)
     first, shown = _window(rows, look, chosen)
     records = store.steps_in_full([item.row.step.id for item in shown if item.kind == "step"])
     lines = {record.id: lines_of(record) for record in records}
@@ -79,12 +84,13 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
         "chosen": chosen,
         "search": search,
         "position": position,
-        "range": _range(family, look),
+        "overview": overview_of(family),
+        "range": None if ran is None else family.between(*_bounds(family, look)),
+        "narrowed": looked.only is not None,
         "lane": lane_of,
         "runs_alike": len(store.alike(Found("step", id), limit=MAX_ALIKE)),
         "beside": Neighbours() if look.review else neighbours_of(store, id, look.within),
         "review": bar_of(request, place, look, "runs", id),
-        "strip": strip_of(family) if look.view == "timeline" else None,
         **panel_context(store, request, family, selected, address, look),
     }
     return page(request, "run.html", context)
@@ -122,11 +128,12 @@ def _search(found: list[Row], chosen: Row | None) -> Search:
     return Search(len(found), at, (before or found)[-1], (after or found)[0], ids)
 
 
-def _look(family: Family, look: RunLook, chosen: Row | None, search: Search | None) -> Look:
+def _look(family: Family, look: RunLook, chosen: Row | None, search: Search | None, ran: frozenset[str] | None) -> Look:
     needed = frozenset[str](() if chosen is None else (row.step.id for row in chosen.path()))
-    only: frozenset[str] | None = None
+    only = ran
     if search is not None and look.show != "all":
         only = search.ids
+    if only is not None:
         above = {row.step.id for id in only for row in family.by_id[id].path()}
         only |= above
     return Look(
@@ -158,13 +165,18 @@ def _counted(items: Sequence[Item]) -> int:
     return sum(item.hidden + (item.kind == "step") for item in items)
 
 
-def _range(family: Family, look: RunLook) -> Sums | None:
-    """Return the totals of the range that the address asks for."""
-    if look.since is None and look.until is None:
-        return None
+def _bounds(family: Family, look: RunLook) -> tuple[int, int]:
+    """Return the range that the address asks for, in nanoseconds."""
     first = family.start_ns + round((look.since or 0) * 1e6)
     last = family.end_ns if look.until is None else family.start_ns + round(look.until * 1e6)
-    return family.between(min(first, last), max(first, last))
+    return min(first, last), max(first, last)
+
+
+def _ran(family: Family, look: RunLook) -> frozenset[str] | None:
+    """Return the steps that ran in the range that the address asks for, None where it asks for none."""
+    if look.since is None and look.until is None:
+        return None
+    return frozenset(row.step.id for row in family.during(*_bounds(family, look)))
 
 
 @router.get("/progress/{id:path}")

@@ -85,15 +85,21 @@
     from = drag = null;
   }
   function go(plot, chosen) {
-    const [url, end] = [chosen[0], chosen.at(-1)].map((bar) => new URL(bar.href.baseVal, location.href).searchParams);
-    const until = /until:\S+$/;
-    if (end.has("to")) url.set("to", end.get("to"));
-    else url.set("q", url.get("q").replace(until, until.exec(end.get("q"))[0]));
-    const href = `${new URL(chosen[0].href.baseVal, location.href).pathname}?${url}`;
+    const [first, last] = [chosen[0], chosen.at(-1)];
+    const url = new URL(first.dataset.from ? location.href : first.href.baseVal, location.href);
+    if (first.dataset.from) {
+      url.searchParams.set("from", first.dataset.from);
+      url.searchParams.set("to", last.dataset.to);
+      url.searchParams.delete("row");
+    } else {
+      const until = /until:\S+$/;
+      const [q, end] = [first, last].map((bar) => new URL(bar.href.baseVal, location.href).searchParams.get("q"));
+      url.searchParams.set("q", q.replace(until, until.exec(end)[0]));
+    }
     clear(plot);
-    if (plot.dispatchEvent(new CustomEvent("plot", { bubbles: true, cancelable: true, detail: href }))) {
+    if (plot.dispatchEvent(new CustomEvent("plot", { bubbles: true, cancelable: true, detail: url.href }))) {
       document.getElementById("main").setAttribute("aria-busy", "true");
-      location.assign(href);
+      location.assign(url);
     }
   }
 

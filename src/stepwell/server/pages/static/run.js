@@ -12,6 +12,7 @@
 
   // One tab stop, and what a tree is to those who hear it.
   function dress() {
+    dispatchEvent(new Event("plots"));
     const list = $("#rows");
     if (!list) return;
     list.setAttribute("role", "tree");
@@ -165,7 +166,7 @@
       unfold(link);
     } else if (run() && link.dataset.step) {
       event.preventDefault();
-      select(link.dataset.step, link.href, { anchor: link.dataset.anchor || "", focus: link.matches("#rows .link") });
+      select(link.dataset.step, link.href.baseVal ?? link.href, { anchor: link.dataset.anchor || "", focus: link.matches("#rows .link") });
     } else if (run() && ("swap" in link.dataset || "look" in link.dataset)) {
       event.preventDefault();
       swap(target(link));
@@ -249,7 +250,8 @@
   function fold() {
     const link = here();
     if (!link) return;
-    if (link.dataset.open === "true") return swap(target($(".twist", link.closest("li"))));
+    const twist = $("a.twist", link.closest("li")); // what is found, or is of a stretch of time, is never folded
+    if (link.dataset.open === "true" && twist) return swap(target(twist));
     const level = Number(link.dataset.level);
     const before = rows().slice(0, rows().indexOf(link)).reverse();
     const above = before.find((each) => each.dataset.step && Number(each.dataset.level) < level);
@@ -288,6 +290,8 @@
       if (event.key === "Escape") event.target.blur();
       return;
     }
+    const whole = $("#whole");
+    if (event.key === "Escape" && whole && !event.defaultPrevented) return void swap(target(whole), { keep: true });
     const inTree = event.target.closest("#rows");
     if (event.key.length > 1 && !inTree) return;
     const link = keys[event.key] ? null : all("[data-key]").find((each) => each.dataset.key === event.key);
@@ -316,40 +320,10 @@
     swap(`${form.action}?${query}`).then(() => form.matches(".find") && $('[data-key="n"]') && $("#q")?.blur());
   });
 
-  // Drag over the strip: the totals of a range.
-  document.addEventListener("pointerdown", (event) => {
-    const strip = event.target.closest("#strip");
-    if (!strip) return;
+  // A stretch of the run's time that was taken above the rows: only what ran in it, and its totals.
+  document.addEventListener("plot", (event) => {
     event.preventDefault();
-    const box = strip.getBoundingClientRect();
-    const share = (x) => Math.min(Math.max((x - box.left) / box.width, 0), 1);
-    const mark = $(".chosen", strip) || strip.appendChild(document.createElementNS("http://www.w3.org/2000/svg", "rect"));
-    const from = share(event.clientX);
-    mark.setAttribute("class", "chosen");
-    mark.setAttribute("y", "0");
-    mark.setAttribute("height", "24");
-    const draw = (to) => {
-      mark.setAttribute("x", String(Math.min(from, to) * 1000));
-      mark.setAttribute("width", String(Math.max(Math.abs(to - from) * 1000, 1)));
-    };
-    draw(from);
-    const onMove = (now) => draw(share(now.clientX));
-    const onUp = (now) => {
-      removeEventListener("pointermove", onMove);
-      const to = share(now.clientX);
-      const url = new URL(location.href);
-      const at = (part) => String(Math.round(part * Number(strip.dataset.span) * 1000) / 1000);
-      if (Math.abs(to - from) < 0.002) {
-        url.searchParams.delete("from");
-        url.searchParams.delete("to");
-      } else {
-        url.searchParams.set("from", at(Math.min(from, to)));
-        url.searchParams.set("to", at(Math.max(from, to)));
-      }
-      swap(url.href, { keep: true });
-    };
-    addEventListener("pointermove", onMove);
-    addEventListener("pointerup", onUp, { once: true });
+    swap(event.detail, { keep: true });
   });
 
   // What comes while the run is written: told, never put under the reader's eyes.
