@@ -30,6 +30,7 @@ _LATEST_NS: Final = MAX_INTEGER // DAY_NS * DAY_NS
 _WITHIN: Final = "FROM rollups WHERE span_s = ? AND start_ns >= ? AND start_ns < ?"
 # What lies beyond so many rows of a range: its start, found in the index alone.
 _BEYOND: Final = f"SELECT start_ns {_WITHIN} ORDER BY start_ns DESC LIMIT 1 OFFSET ?"
+_HOUR_OF: Final = f"CASE WHEN start_ns < 0 THEN -1 ELSE start_ns - start_ns % {HOUR_NS} END"
 _FRESH: Final = (
     ("1", "steps WHERE number > (SELECT number FROM counted)"),
     ("sign", "recounts"),
@@ -126,15 +127,16 @@ def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _read_fresh(db: sqlite3.Connection, asked: _Asked) -> list[tuple[int, int, int]] | None:
-    """Return sign, start and failure of the steps that the sums do not have yet; None where they are too many."""
+    """Return hours, steps and failed ones that the sums do not have yet, or have too many; None for too many steps."""
     found: list[tuple[int, int, int]] = []
-    condition = f"ifnull({asked.where.sql()} AND {asked.kept}, 0)"
+    kept = f"ifnull({asked.where.sql()} AND {asked.kept}, 0)"
     for sign, source in _FRESH:
-        query = f"SELECT {sign}, start_ns, status IS 'failed', {condition} FROM {source} LIMIT ?"
-        rows = db.execute(query, (*asked.where.values, _MAX_FRESH + 1)).fetchall()
-        if len(rows) > _MAX_FRESH:
+        rows = f"SELECT start_ns, {sign} * {kept} AS steps, status IS 'failed' AS failed FROM {source} LIMIT ?"
+        query = f"SELECT {_HOUR_OF}, sum(steps), sum(steps * failed), count(*) FROM ({rows}) GROUP BY 1"
+        hours = db.execute(query, (*asked.where.values, _MAX_FRESH + 1)).fetchall()
+        if sum(hour[3] for hour in hours) > _MAX_FRESH:
             return None
-        found += (row[:3] for row in rows if row[3])
+        found += (hour[:3] for hour in hours)
     return found
 
 
@@ -161,9 +163,9 @@ def _read(
         for start, steps, errors, rows in db.execute(query, values):
             counts.add(start, span_ns, steps, errors)
             left -= rows
-        for sign, start, failed in fresh:
+        for start, steps, errors in fresh:
             if first <= start < end:
-                counts.add(start - start % span_ns if start >= 0 else -1, span_ns, sign, sign * failed)
+                counts.add(start - start % span_ns if start >= 0 else -1, span_ns, steps, errors)
         if beyond is not None:
             counts.since_ns = first
             break
