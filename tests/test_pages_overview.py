@@ -80,6 +80,11 @@ def test_an_overview_has_so_many_marks_at_most(server: AppServer) -> None:
     (section,) = re.findall('<section class="overview".*?</section>', answer.text, re.DOTALL)
     assert len(SLOT.findall(section)) == 60
     assert section.count("<rect") < 200
+    narrowed = server.client.get("/runs/b-run?view=tree&from=100000&to=210000")
+    assert len(narrowed.content) < 150_000
+    assert rows(server, "/runs/b-run?from=100000&to=210000&level=1") == ["b-run", "b-part-02", "b-part-03", "b-part-04"]
+    assert 'aria-label="Show the 478 steps"' in narrowed.text
+    assert server.client.get("/runs/b-run?from=100000&to=100650").text.count("<span>479 steps</span>") == 1
     assert 'class="overview"' not in server.client.get("/runs/deep").text  # one step has no children
 
 
@@ -92,7 +97,6 @@ def test_only_what_ran_in_a_range_is_listed_and_found(server: AppServer) -> None
     assert "<b>4.00 s to 11.00 s</b>" in text
     assert "of 26 steps; the others ran at another time" in text
     assert 'href="/runs/talk?step=talk-llm-02" data-swap>whole run</a>' in text
-    assert 'class="twist" href' not in text
     assert rows(server, "/runs/talk?from=4000&to=11000&q=result") == ["talk", "talk-tool-01", "talk-llm-02"]
     assert rows(server, "/runs/talk?to=4000") == ["talk"]
     assert "from=123456.789" in server.client.get("/runs/talk?from=123456.789").text

@@ -7,7 +7,7 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Final, Literal
@@ -60,7 +60,8 @@ class Look:
 
     `level` folds what is deeper, `opened` and `closed` are steps that differ from that. `children_of` is the parent
     whose children are shown from `first` on. `only` are the steps that are shown, and `marked` those that are not to be
-    in a group. `fold_runs` folds nested runs.
+    in a group. `fold_runs` folds nested runs. `within` are the steps that there are, if not all, each with how many of
+    them are at and below it.
     """
 
     level: int | None = None
@@ -73,6 +74,7 @@ class Look:
     only: frozenset[str] | None = None
     marked: frozenset[str] = frozenset()
     needed: frozenset[str] = field(default=frozenset(), kw_only=True)
+    within: Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def opens(self, row: Row) -> bool:
         """Say whether a row's children are shown."""
@@ -84,6 +86,10 @@ class Look:
         if self.fold_runs and row.depth and row.step.type == "run":
             return False
         return self.level is None or row.depth < self.level
+
+    def steps(self, row: Row) -> int:
+        """Return how many steps there are at and below a row."""
+        return row.sums.steps if self.within is None else self.within.get(row.step.id, 0)
 
     def keeps_apart(self, row: Row) -> bool:
         """Say whether a row is to be seen although its neighbours are like it."""
@@ -109,23 +115,24 @@ def outline(family: Family, look: Look) -> list[Item]:
             if item.is_open:
                 waiting.extend(reversed(_below(item.row, look)))
             else:
-                item.hidden = item.row.sums.steps - 1
+                item.hidden = look.steps(item.row) - 1
     return items
 
 
 def _below(row: Row, look: Look) -> Sequence[Item]:
     if look.only is not None:
         return [Item("step", child, child.depth) for child in row.children if child.step.id in look.only]
-    items = list(_grouped(row.children, look))
+    children = row.children if look.within is None else [child for child in row.children if look.steps(child)]
+    items = list(_grouped(children, look))
     if len(items) <= PAGE_CHILDREN:
         return items
     first = _first_of(row, items, look)
     last = min(first + PAGE_CHILDREN, len(items))
     shown = items[first:last]
     if first:
-        shown.insert(0, _more(row, items, 0, first))
+        shown.insert(0, _more(look, row, items, 0, first))
     if last < len(items):
-        shown.append(_more(row, items, last, len(items)))
+        shown.append(_more(look, row, items, last, len(items)))
     return shown
 
 
@@ -141,8 +148,8 @@ def _is_needed(row: Row, look: Look) -> bool:
     return row is look.selected or row.step.id in look.needed
 
 
-def _more(row: Row, items: Sequence[Item], first: int, last: int) -> Item:
-    hidden = sum(item.hidden if item.kind == "group" else item.row.sums.steps for item in items[first:last])
+def _more(look: Look, row: Row, items: Sequence[Item], first: int, last: int) -> Item:
+    hidden = sum(item.hidden if item.kind == "group" else look.steps(item.row) for item in items[first:last])
     return Item("more", row, row.depth + 1, hidden, first=first, last=last, of=len(items))
 
 
@@ -163,7 +170,7 @@ def _grouped(rows: Sequence[Row], look: Look) -> Iterator[Item]:
 
 def _group(members: Sequence[Row], look: Look) -> Iterator[Item]:
     apart = [row for row in members if look.keeps_apart(row)]
-    hidden = sum(row.sums.steps for row in members) - sum(row.sums.steps for row in apart)
+    hidden = sum(map(look.steps, members)) - sum(map(look.steps, apart))
     took = [row.duration_ns for row in members if row.duration_ns is not None]
     whole = Group(
         len(members),

@@ -181,13 +181,13 @@ class Family:
         return found[:MAX_GAPS]
 
     def during(self, first_ns: int, last_ns: int) -> list[Row]:
-        """Return the steps that ran at some time in a range."""
+        """Return the steps that ran at some time in a range; one that ended when it begins did not."""
         return [
             row
             for row in self.rows
             if (start := row.step.start_ns) is not None
             and start <= last_ns
-            and (row.step.end_ns is None or max(row.step.end_ns, start) >= first_ns)
+            and (start >= first_ns or row.step.end_ns is None or row.step.end_ns > first_ns)
         ]
 
     def between(self, first_ns: int, last_ns: int) -> Sums:

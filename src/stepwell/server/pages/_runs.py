@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -65,8 +66,7 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
         chosen = search.after if look.go == "next" else search.before
         look = look.model_copy(update={"step": None if chosen is None else chosen.step.id, "go": None})
         address, search = Address(Links(request), id, look), _search(found, chosen)
-    looked = _look(family, look, chosen, search, ran)
-    rows = outline(family, looked)
+    rows = outline(family, _look(family, look, chosen, search, ran))
     first, shown = _window(rows, look, chosen)
     records = store.steps_in_full([item.row.step.id for item in shown if item.kind == "step"])
     lines = {record.id: lines_of(record) for record in records}
@@ -86,7 +86,6 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
         "position": position,
         "overview": overview_of(family),
         "range": None if ran is None else family.between(*_bounds(family, look)),
-        "narrowed": looked.only is not None,
         "lane": lane_of,
         "runs_alike": len(store.alike(Found("step", id), limit=MAX_ALIKE)),
         "beside": Neighbours() if look.review else neighbours_of(store, id, look.within),
@@ -128,12 +127,13 @@ def _search(found: list[Row], chosen: Row | None) -> Search:
     return Search(len(found), at, (before or found)[-1], (after or found)[0], ids)
 
 
-def _look(family: Family, look: RunLook, chosen: Row | None, search: Search | None, ran: frozenset[str] | None) -> Look:
+def _look(
+    family: Family, look: RunLook, chosen: Row | None, search: Search | None, ran: Mapping[str, int] | None
+) -> Look:
     needed = frozenset[str](() if chosen is None else (row.step.id for row in chosen.path()))
-    only = ran
+    only: frozenset[str] | None = None
     if search is not None and look.show != "all":
         only = search.ids
-    if only is not None:
         above = {row.step.id for id in only for row in family.by_id[id].path()}
         only |= above
     return Look(
@@ -147,6 +147,7 @@ def _look(family: Family, look: RunLook, chosen: Row | None, search: Search | No
         only=only,
         marked=frozenset() if search is None else search.ids,
         needed=needed,
+        within=ran,
     )
 
 
@@ -172,11 +173,21 @@ def _bounds(family: Family, look: RunLook) -> tuple[int, int]:
     return min(first, last), max(first, last)
 
 
-def _ran(family: Family, look: RunLook) -> frozenset[str] | None:
-    """Return the steps that ran in the range that the address asks for, None where it asks for none."""
+def _ran(family: Family, look: RunLook) -> Mapping[str, int] | None:
+    """Return the steps that ran in the range that the address asks for, and those above them, each with how many of
+    these are at and below it; None where it asks for none.
+    """
     if look.since is None and look.until is None:
         return None
-    return frozenset(row.step.id for row in family.during(*_bounds(family, look)))
+    listed: dict[str, Row] = {}
+    for row in [family.root, *family.during(*_bounds(family, look))]:
+        listed[row.step.id] = row
+        listed.update((above.step.id, above) for above in row.path())
+    counts = Counter[str]()
+    for row in listed.values():
+        counts[row.step.id] += 1
+        counts.update(above.step.id for above in row.path())
+    return counts
 
 
 @router.get("/progress/{id:path}")

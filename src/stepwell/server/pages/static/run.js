@@ -250,7 +250,7 @@
   function fold() {
     const link = here();
     if (!link) return;
-    const twist = $("a.twist", link.closest("li")); // what is found, or is of a stretch of time, is never folded
+    const twist = $("a.twist", link.closest("li")); // what is found is never folded
     if (link.dataset.open === "true" && twist) return swap(target(twist));
     const level = Number(link.dataset.level);
     const before = rows().slice(0, rows().indexOf(link)).reverse();
