@@ -184,6 +184,21 @@ class TestOutline:
         look = Look(only=frozenset(("run", "a", "c")), level=0)
         assert names(outline(family(store), look)) == ["step run 0", "step a 0", "step c 0"]
 
+    @pytest.mark.parametrize("look", [{}, {"level": 0}, {"level": 1}, {"fold_runs": True}])
+    def test_what_is_within_a_range_is_shown_and_announced_and_nothing_else(
+        self, store: Store, look: dict[str, Any]
+    ) -> None:
+        viewing.add(store, *viewing.ten_thousand())
+        run, listed = family(store, "b-run"), Counter[str]()
+        inside = {row.step.id for row in run.rows if row.place % 7 == 0}
+        for row in [
+            run.by_id[id] for id in inside | {above.step.id for id in inside for above in run.by_id[id].path()}
+        ]:
+            listed.update([row.step.id, *(above.step.id for above in row.path())])
+        items = outline(run, Look(**look, within=listed))
+        assert {item.row.step.id for item in items} <= set(listed)
+        assert counted(items) == listed["b-run"] == len(listed)
+
 
 class TestFind:
     def test_texts_are_found_as_they_are_read_wherever_they_stand(self, store: Store) -> None:
