@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from stepwell.store import RollupQuery, open_store
+from stepwell.store import RollupQuery, StepFilter, open_store
 
 DAY_NS = 86_400_000_000_000
 START_NS = 20_000 * DAY_NS
@@ -84,6 +84,10 @@ def main() -> None:
         }
         for name, query in queries.items():
             print(f"{name:<34} {timed(lambda query=query: store.rollups(query), rounds):>10.2f} ms")  # type: ignore[misc]
+        lists = {"all steps": StepFilter(), "runs": StepFilter(root_only=True), "a week": StepFilter(since_ns=week)}
+        for name, kept in lists.items():
+            took = timed(lambda kept=kept: store.histogram(kept), rounds)  # type: ignore[misc]
+            print(f"{f'strip over a list, {name}':<34} {took:>10.2f} ms")
         print(f"{'50 latest users':<34} {timed(store.users, rounds):>10.2f} ms")
         print(f"{'stats':<34} {timed(store.stats, rounds):>10.2f} ms")
         db.close()
