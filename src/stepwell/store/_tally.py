@@ -41,16 +41,15 @@ class Key(NamedTuple):
     environment: str | None
     user: str | None
     status: str | None
-    is_top: int
 
 
 class Cell:
     """The sums of steps with one key."""
 
-    __slots__ = ("buckets", "cached", "cost", "duration", "input", "output", "steps", "timed", "total")
+    __slots__ = ("buckets", "cached", "cost", "duration", "input", "output", "steps", "timed", "top", "total")
 
     def __init__(self) -> None:
-        self.steps = self.input = self.output = self.total = self.cached = self.timed = self.duration = 0
+        self.steps = self.input = self.output = self.total = self.cached = self.timed = self.duration = self.top = 0
         self.cost = 0.0
         self.buckets: dict[int, int] = {}
 
@@ -77,10 +76,9 @@ class Sums:
         numbers[10] += cell.cost
         numbers[11] += cell.timed
         numbers[12] += cell.duration
-        if key.is_top:
-            numbers[13] += cell.steps
-            if key.status == "failed":
-                numbers[14] += cell.steps
+        numbers[13] += cell.top
+        if key.status == "failed":
+            numbers[14] += cell.top
         if buckets:
             own = self._buckets
             for bucket, count in cell.buckets.items():
@@ -120,11 +118,13 @@ class Tally:
         cells = self.cells
         for user, start_ns, end_ns, type_, name, model, environment, status, is_top, *numbers in rows:
             hour_ns = start_ns - start_ns % HOUR_NS if start_ns >= 0 else -1
-            key = Key(hour_ns, type_, name, model, environment, user, status, is_top)
+            key = Key(hour_ns, type_, name, model, environment, user, status)
             cell = cells.get(key)
             if cell is None:
                 cell = cells[key] = Cell()
             cell.steps += sign
+            if is_top:
+                cell.top += sign
             input_, output, total, cached, cost = numbers
             if total is not None:
                 cell.total += sign * total
