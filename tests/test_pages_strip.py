@@ -140,6 +140,18 @@ def test_any_time_is_drawn_and_leads_to_its_rows(tmp_path: Path) -> None:
         assert (said, [n for _, _, n in bars]) == ("Runs over time: 4 runs; a bar is 520 weeks, UTC", [2, 1, 1])
         for href, _, n in bars[:2]:
             assert server.client.get(href).text.count("<tr data-id=") == n
+        text = server.client.get("/runs?q=since:2200-01-01").text
+        assert "1 run; a bar is" in text
+        assert ('">wider</a>' in text, '">all time</a>' in text) == (False, True)
+
+
+def test_a_strip_shows_where_the_rows_of_a_later_page_are(server: AppServer) -> None:
+    text = server.client.get("/runs").text
+    assert 'class="here"' not in text
+    (older,) = re.findall(r'<a href="([^"]*)" rel="next"', text)
+    text = server.client.get(unescape(older)).text
+    assert '<rect class="here" x="91.67%" y="1" width="4.08%" height="2"/>' in text
+    assert '<span class="strip-here">this page</span>' in text
 
 
 def test_values_of_threads_narrow_their_list_and_are_not_left_out(server: AppServer) -> None:
