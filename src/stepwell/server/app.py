@@ -21,6 +21,7 @@ from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Place, Places
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
+from stepwell.server._writers import DEFAULT_WRITERS, Writers
 from stepwell.server.pages import (
     _compare,
     _dashboard,
@@ -81,15 +82,19 @@ def create_app(
     limits: Limits | None = None,
     retention: Retention | None = None,
     prefix: str = "",
+    writers: int = DEFAULT_WRITERS,
 ) -> FastAPI:
     """Make the application; `home` is the folder of keys, blobs and projects beside the store.
 
     `prefix` is the path under which a proxy shows it, such as `/traces`, whether the proxy takes it away or not.
+    `writers` is how many processes share the work where much comes; 0 leaves all of it to this one.
 
     As long as the home has no keys it needs none, and answers this machine alone. The store is the caller's to close.
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
-    ingest = Ingest(limits, metrics)
+    pool = Writers(writers)
+    metrics.writers = lambda: len(pool.pids)
+    ingest = Ingest(limits, metrics, pool)
 
     def compile_pages(_: Place) -> None:  # which all places share: another one finds it done
         for _name in compile_templates():

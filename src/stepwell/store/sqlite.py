@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from operator import itemgetter
@@ -150,8 +150,14 @@ class SqliteStore:
 
     def add(self, frames: Sequence[bytes]) -> AddResult:
         """Take JSON record lines, all that are valid, in one transaction that is committed on return."""
+        return self.add_in_turn(frames, lambda: None)
+
+    def add_in_turn(self, frames: Sequence[bytes], turn: Callable[[], object]) -> AddResult:
+        """Take lines as `add` does; `turn` is called between making them ready and writing, and may wait."""
+        intake = Intake(frames)
+        turn()
         try:
-            return self._add(Intake(frames))
+            return self._add(intake)
         except OverflowError:
             return self._add(Intake(frames, check_numbers=True))
 
