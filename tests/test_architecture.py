@@ -75,6 +75,7 @@ ORDER = [
     "store._tally",
     "store._users",
     "store._rollups",
+    "store._rare",
     "store._tree",
     "store._search",
     "store._shell",

@@ -111,6 +111,7 @@ marked `stray` and have indexes of their own.
 | newest steps; newest runs | `steps_start`; `steps_top` |
 | runs that did not succeed, of an agent | `steps_top_unsuccessful`, `steps_top_agent_id` |
 | steps of a thread, of a model, of an agent | `steps_thread`, `steps_model`, `steps_agent_id` |
+| steps of a type, name or environment | `rollups_key` tells the hours in which there were any, then `steps_start` |
 | steps of a user, of a service | `steps_user`, `steps_service` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
 | steps with an error, of a type of error | `steps_errors`, `steps_error_type` |

@@ -49,6 +49,7 @@ from stepwell.store._judgements import read_judgements
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
 from stepwell.store._questions import read_alike
+from stepwell.store._rare import select_by_hours
 from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
     FACET_SQL,
@@ -414,10 +415,10 @@ class SqliteStore:
 
 
 def _select(db: sqlite3.Connection, columns: str, filter: StepFilter, page: Keyset) -> list[tuple[Any, ...]]:
-    if filter.text is None:
-        rows: list[tuple[Any, ...]] = db.execute(*select_steps(columns, filter, page)).fetchall()
-        return rows
-    return select_found(db, columns, filter, filter.text, page)
+    if filter.text is not None:
+        return select_found(db, columns, filter, filter.text, page)
+    rows = select_by_hours(db, columns, filter, page)
+    return db.execute(*select_steps(columns, filter, page)).fetchall() if rows is None else rows
 
 
 def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:
