@@ -127,7 +127,7 @@ def select_steps(
     where, tags = _where_steps(filter), several(filter.tag)
     _add_among(where, among)
     lead = None  # a table of some steps that is in the list's order
-    if not (filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id):
+    if not (filter.ids or filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id):
         is_soft = filter.has_soft_error or filter.soft_error or filter.reaction
         lead = "step_tags" if tags else "soft_errors" if is_soft and not filter.root_only else None
     if lead == "step_tags":
@@ -215,8 +215,8 @@ def _where_steps(filter: StepFilter, *, runs: bool = False) -> Where:
             where.add(term, _number(value))
     for column in _ONE_OF:
         if wanted := several(getattr(filter, column)):
-            where.add(f"s.{column} IN ({', '.join('?' * len(wanted))})", *wanted)
-    if (statuses := several(filter.status)) and "success" not in statuses:
+            where.add(f"{_column(column, filter)} IN ({', '.join('?' * len(wanted))})", *wanted)
+    if not filter.ids and (statuses := several(filter.status)) and "success" not in statuses:
         where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
     _add_flags(where, filter, runs=runs)
     _add_ids(where, filter)
@@ -236,12 +236,12 @@ def _add_unwanted(where: Where, filter: StepFilter, *, runs: bool) -> None:
 
 
 def _column(name: str, filter: StepFilter) -> str:
-    """Return a column; the service's behind a plus where SQLite, to which all are alike, had better use another index:
-    most steps may be of the same one.
+    """Return a column, behind a plus where SQLite, to which all indexes are alike, had better use that of something
+    else: of the service, as most steps may be of the same one; and of all, where ids say which steps there may be.
     """
     statuses = several(filter.status)
     is_narrowed = any(getattr(filter, other) for other in _NARROW) or (statuses and "success" not in statuses)
-    return f"+s.{name}" if name == "service" and is_narrowed else f"s.{name}"
+    return f"+s.{name}" if filter.ids or (name == "service" and is_narrowed) else f"s.{name}"
 
 
 def has_index(filter: StepFilter) -> bool:
