@@ -64,7 +64,8 @@ triggers `steps_unasked` and `threads_left` forget what a step asked that goes, 
 What deletions need, since version 3:
 
 `state`, one row: `last_number`, `last_message` and `last_pack` are numbers of steps, messages and packs that were given
-before the latest deletion and are not given again, since cursors and references may still name them. `sweep` counts
+before the latest deletion and are not given again, since cursors and references may still name them: a deletion of
+steps takes the next number itself, so `last_number` is greater than any that was read before it. `sweep` counts
 the deletions of messages: who remembers numbers of messages forgets them when it has grown. `unlisted_step` and
 `unlisted_pack`: rows numbered up to these, which older versions wrote, are not in the tables below yet; 0 when all are.
 
