@@ -279,7 +279,10 @@ class Store(Protocol):
         ...
 
     def facets(self, filter: StepFilter = ...) -> Facets:
-        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps.
+
+        It may be as few as 100 of a text of which that many are found soon, and all 1,000 late.
+        """
         ...
 
     def scores(

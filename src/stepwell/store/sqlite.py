@@ -69,7 +69,7 @@ from stepwell.store._rows import (
 )
 from stepwell.store._run_sums import RunSums
 from stepwell.store._schema import LAST_POSITION
-from stepwell.store._search import index_more, select_found
+from stepwell.store._search import index_more, sample_found, select_found
 from stepwell.store._soft_errors import judge_more
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
@@ -239,11 +239,15 @@ class SqliteStore:
         return _page([thread_row(row[2:-9], row[-9:]) for row in rows[:limit]], rows, page)
 
     def facets(self, filter: StepFilter = _ALL_STEPS) -> Facets:
-        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps."""
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or fewer."""
         page = Keyset("s", MAX_PAGE, None, "desc")
         with self._connections.reading() as db:
-            rows = _select(db, FACET_SQL, filter, page)
-        return facets_of([row[2:] for row in rows[:MAX_PAGE]], more=len(rows) > MAX_PAGE)
+            if filter.text is None:
+                rows = _select(db, FACET_SQL, filter, page)
+                rows, more = rows[:MAX_PAGE], len(rows) > MAX_PAGE
+            else:
+                rows, more = sample_found(db, FACET_SQL, filter, filter.text, page)
+        return facets_of([row[2:] for row in rows], more=more)
 
     def scores(
         self, filter: ScoreQuery = _ALL_SCORES, *, limit: int = 50, cursor: str | None = None, order: Order = "desc"
