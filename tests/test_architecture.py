@@ -164,6 +164,7 @@ ORDER = [
     "server",
     "server.pages",
     "server.pages._page",
+    "server._routing",
     "server._errors",
     "server._places",
     "server._limits",

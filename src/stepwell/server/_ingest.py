@@ -21,15 +21,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, Final, NamedTuple
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from msgspec import json
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from stepwell.server._access import InStore
 from stepwell.server._body import ENCODINGS, decompressed, is_deeper_than, lines_of, pieces_of
-from stepwell.server._errors import Problem
+from stepwell.server._errors import ANY_ERROR, Problem
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
+from stepwell.server._routing import Model, Router
 from stepwell.server._writers import Writer, Writers
 from stepwell.store import AddResult, Rejection, Store
 
@@ -41,10 +42,10 @@ GROUP_LINES: Final = 4000  # no request joins a transaction that has so many
 GROUP_BYTES: Final = 4 * 1024 * 1024
 Counts = dict[str, int]
 
-router = APIRouter(tags=["ingest"])
+router = Router(tags=["ingest"], responses=ANY_ERROR)
 
 
-class Refused(BaseModel):
+class Refused(Model):
     """A line that was not taken."""
 
     line: int = Field(description="Its place in the body, from 0.", ge=0)
@@ -52,7 +53,7 @@ class Refused(BaseModel):
     error: str
 
 
-class Ingested(BaseModel):
+class Ingested(Model):
     """What became of the lines; the three together are all of them."""
 
     accepted: int = Field(description="Records that changed the store.", ge=0)

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from stepwell._vocabulary import SDK
 from stepwell.server import _blobs, _health, _ingest, _otlp, letta, records, threads
-from stepwell.server._errors import ANY_ERROR, handle_errors
+from stepwell.server._errors import handle_errors
 from stepwell.server._guard import Guard
 from stepwell.server._ingest import Ingest
 from stepwell.server._keys import Failures, KeyRing
@@ -120,7 +120,7 @@ def create_app(
         title="stepwell",
         version=SDK.partition("/")[2],
         lifespan=lifespan,
-        responses=ANY_ERROR,
+        routes=[route for router in _ROUTERS for route in router.routes],
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
     )
@@ -128,8 +128,6 @@ def create_app(
     app.state.live = Live()
     app.state.families = Families()
     handle_errors(app)
-    for router in _ROUTERS:
-        app.include_router(router)
     keys, failures = KeyRing(home), Failures()
     app.state.keys, app.state.failures = keys, failures
     app.add_middleware(Guard, prefix=prefix.rstrip("/"), keys=keys, failures=failures, limits=limits, metrics=metrics)

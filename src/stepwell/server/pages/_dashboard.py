@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from markupsafe import Markup, escape
 
 from stepwell._render import duration
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._listing import MESSAGES, top_filter
 from stepwell.server.pages._page import Links, cost, count, moment, page
 from stepwell.store import Every, Rollup, RollupQuery, RunRow, StepFilter, StepRow, Store
@@ -25,7 +26,7 @@ from stepwell.store._language import format_query
 
 __all__ = ["router"]
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 _HOUR_NS: Final = 3_600_000_000_000
 _DAY_NS: Final = 24 * _HOUR_NS

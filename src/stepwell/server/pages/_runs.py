@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from msgspec import json
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.server._access import InPlace, InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._families import Families
@@ -31,7 +32,7 @@ VIEWS: Final = ("transcript", "tree", "timeline")
 MAX_CHANGES: Final = 20_000
 MAX_ALIKE: Final = 101
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 StepId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
