@@ -176,6 +176,7 @@ ORDER = [
     "server._health",
     "server._writers",
     "server._ingest",
+    "server._otlp_protobuf",
     "server._otlp_wire",
     "server._otlp",
     "server._blobs",

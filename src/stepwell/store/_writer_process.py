@@ -52,8 +52,9 @@ class _Stores(dict[str, SqliteStore]):
 
 def collect_seldom() -> None:
     """Set Python's collector of circles to a process that adds records."""
-    gc.collect()
-    gc.freeze()  # what was imported stays: to look through it again would stop everything for tens of milliseconds
+    # What was imported stays: to look through it again would stop everything for tens of milliseconds. Nor is it looked
+    # through now, which would take as long: what little of it is garbage stays as well.
+    gc.freeze()
     gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
