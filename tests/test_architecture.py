@@ -163,6 +163,7 @@ ORDER = [
     "_cli_tail",
     "server",
     "server.pages",
+    "server.pages._compiled",
     "server.pages._page",
     "server._routing",
     "server._errors",
