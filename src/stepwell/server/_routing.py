@@ -43,12 +43,16 @@ class Route(APIRoute):
         self.methods = {method.upper() for method in options.get("methods") or ("GET",)}
         self.path_regex, self.path_format, self.param_convertors = compile_path(path)
 
-    def __getattr__(self, name: str) -> Any:  # called for what is not there yet
+    def build(self) -> None:
+        """Let FastAPI look into it, unless that has been done."""
         with _building:
             options = self.__dict__.get("_options")
             if options is not None:
                 self._options = None
                 super().__init__(self.path, self.endpoint, **options)
+
+    def __getattr__(self, name: str) -> Any:  # called for what is not there yet
+        self.build()
         return self.__getattribute__(name)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Place, Places
+from stepwell.server._routing import Route
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
 from stepwell.server._writers import DEFAULT_WRITERS, Writers
 from stepwell.server.pages import (
@@ -48,6 +51,7 @@ from stepwell.store import Store
 __all__ = ["create_app"]
 
 _READERS: Final = 12  # requests answered at once: each may hold a page of 1000 whole steps, more threads none sooner
+_UPKEEP_AFTER_S: Final = 0.1  # it would compete with what is left of the start, and with the first request
 _ROUTERS = (
     _health.router,
     _ingest.router,
@@ -73,6 +77,7 @@ _ROUTERS = (
     _saving.router,
     _static.router,
 )
+_ROUTES: Final = [route for router in _ROUTERS for route in router.routes if isinstance(route, Route)]
 
 
 def create_app(
@@ -96,22 +101,23 @@ def create_app(
     metrics.writers = lambda: len(pool.pids)
     ingest = Ingest(limits, metrics, pool)
 
-    def compile_pages(_: Place) -> None:  # which all places share: another one finds it done
-        for _name in compile_templates():
+    def get_ready(_: Place) -> None:  # for all places, which share it: another one finds it done
+        for _part in chain(map(Route.build, _ROUTES), compile_templates()):
             if upkeep.is_closing:
                 return
 
     upkeep = Upkeep(
         places,
-        [Job("templates", math.inf, compile_pages), *jobs_of(retention or Retention(), records=metrics.records.total)],
+        [Job("ready", math.inf, get_ready), *jobs_of(retention or Retention(), records=metrics.records.total)],
     )
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         current_default_thread_limiter().total_tokens = _READERS
-        upkeep.start()
+        starting = asyncio.get_running_loop().call_later(_UPKEEP_AFTER_S, upkeep.start)
         yield
+        starting.cancel()
         upkeep.close()
         ingest.close()
         places.close()
@@ -120,7 +126,7 @@ def create_app(
         title="stepwell",
         version=SDK.partition("/")[2],
         lifespan=lifespan,
-        routes=[route for router in _ROUTERS for route in router.routes],
+        routes=[*_ROUTES],
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
     )
