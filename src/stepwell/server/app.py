@@ -102,7 +102,7 @@ def create_app(
     ingest = Ingest(limits, metrics, pool)
 
     def get_ready(_: Place) -> None:  # for all places, which share it: another one finds it done
-        for _part in chain(map(Route.build, _ROUTES), compile_templates()):
+        for _part in chain(compile_templates(), map(Route.build, _ROUTES)):
             if upkeep.is_closing:
                 return
 
