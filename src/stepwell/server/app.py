@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -109,15 +108,15 @@ def create_app(
     upkeep = Upkeep(
         places,
         [Job("ready", math.inf, get_ready), *jobs_of(retention or Retention(), records=metrics.records.total)],
+        after_s=_UPKEEP_AFTER_S,
     )
     metrics.upkeep = upkeep.counts
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         current_default_thread_limiter().total_tokens = _READERS
-        starting = asyncio.get_running_loop().call_later(_UPKEEP_AFTER_S, upkeep.start)
+        upkeep.start()
         yield
-        starting.cancel()
         upkeep.close()
         ingest.close()
         places.close()
