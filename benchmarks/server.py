@@ -1,10 +1,11 @@
 """What the server takes: steps a second, durable when acknowledged, the load coming from another process.
 
-    python benchmarks/server.py [--steps 200000] [--batch 1000] [--clients 2] [--encoding gzip|zstd] [--smoke]
+    python benchmarks/server.py [--steps 200000] [--batch 1000] [--clients 2] [--encoding gzip|zstd] [--writers N]
 
 The server is `stepwell serve` on a new store; the client sends prepared bodies of steps of about 1.5 kB over kept-alive
 connections of its own, each waiting for the answer to its last. Both share this machine's cores. At the end the rows
-of the store are counted: they must be as many as were acknowledged.
+of the store are counted: they must be as many as were acknowledged. Time and memory are those of the server and of
+the processes that write for it together, memory the sum of what each had at most.
 """
 
 from __future__ import annotations
@@ -152,23 +153,30 @@ def load(port: int, steps: int, batch: int, clients: int, encoding: str, until_t
 
 
 def rss_mb(pid: int, line: str) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return next(int(each.split()[1]) / 1024 for each in status.splitlines() if each.startswith(line))
+    """Return the memory of a process and its children, in the words of `/proc/PID/status`."""
+    statuses = [Path(f"/proc/{each}/status").read_text().splitlines() for each in family(pid)]
+    return sum(int(text.split()[1]) / 1024 for lines in statuses for text in lines if text.startswith(line))
 
 
 def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the time of a process and its children."""
+    fields = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in family(pid)]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [pid, *(int(child) for each in children for child in each)]
 
 
 @contextmanager
-def serve(folder: str | Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def serve(folder: str | Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Start `stepwell serve` over a folder, and end it; give its process and its port when it is ready.
 
     pydantic's plug-ins are left out: those of other packages in the environment of development are not the server's.
     """
     with subprocess.Popen(
-        [sys.executable, "-m", "stepwell", "serve", "--home", str(folder), "--port", "0"],
+        [sys.executable, "-m", "stepwell", "serve", "--home", str(folder), "--port", "0", *options],
         env={**os.environ, "PYDANTIC_DISABLE_PLUGINS": "__all__"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -182,10 +190,10 @@ def serve(folder: str | Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
             server.wait(60)
 
 
-def measure(steps: int, batch: int, clients: int, encoding: str) -> None:
+def measure(steps: int, batch: int, clients: int, encoding: str, writers: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        with serve(folder) as (server, port):
+        with serve(folder, *writers.split()) as (server, port):
             ready = time.perf_counter() - started
             before = cpu_s(server.pid)
             options = [f"--steps={steps}", f"--batch={batch}", f"--clients={clients}", f"--encoding={encoding}"]
@@ -217,6 +225,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--clients", type=int)
     parser.add_argument("--encoding", default="", choices=["", "gzip", "zstd"])
+    parser.add_argument("--writers", help="of the server: how many processes write")
     parser.add_argument("--load", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--until-told", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--smoke", action="store_true", help="a moment only, to see that it runs")
@@ -231,7 +240,7 @@ def main() -> None:
     print("encoding batch clients   steps/s   p50 ms   p99 ms   CPU us  RSS MB  bytes/step  ready s")
     for batch in sizes:
         for clients in counts:
-            measure(steps, batch, clients, options.encoding)
+            measure(steps, batch, clients, options.encoding, f"--writers {options.writers}" if options.writers else "")
 
 
 if __name__ == "__main__":

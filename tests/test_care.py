@@ -332,7 +332,7 @@ def test_a_server_keeps_what_it_was_told_to(home: Path) -> None:
         until(lambda: server.client.get("/v1/blobs/" + "0" * 64).status_code == 404 and ids_of(home) == ["new-run"])
         until(lambda: blobs_of(home) == {b"new-run"})
         text = server.client.get("/metrics").text
-        assert 'stepwell_upkeep_jobs_total{job="templates",outcome="done"} 1' in text
+        assert 'stepwell_upkeep_jobs_total{job="ready",outcome="done"} 1' in text
         assert 'stepwell_upkeep_jobs_total{job="retention",outcome="done"} 1' in text
     assert server.process.returncode == 0
 

@@ -138,6 +138,7 @@ def test_any_time_is_drawn_and_leads_to_its_rows(tmp_path: Path) -> None:
         add(server.store, *({"kind": "step", "id": f"s-{ns}", "type": "run", "start_ns": ns} for ns in times))
         said, bars = strip(server, "/runs")
         assert (said, [n for _, _, n in bars]) == ("Runs over time: 4 runs; a bar is 520 weeks, UTC", [2, 1, 1])
+        assert bars[0][1] == "1970-01-01: 2 runs"
         for href, _, n in bars[:2]:
             assert server.client.get(href).text.count("<tr data-id=") == n
         text = server.client.get("/runs?q=since:2200-01-01").text

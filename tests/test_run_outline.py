@@ -76,6 +76,12 @@ class TestRows:
         assert (sums.input_tokens, sums.output_tokens, sums.tokens, sums.cost) == (300, 30, 330, 0.5)
         assert (sums.calls, sums.unpriced, sums.errors, sums.worst) == (3, 1, 1, "failed")
 
+    def test_a_step_has_the_time_of_its_own_in_which_no_child_ran(self, store: Store) -> None:
+        times = ((1, 3), (2, 4), (2, 2.5), (6, 7), (9, 12), (11, 14), (5, None))
+        children = [viewing.a_step(f"t{at}", "tool", *both) for at, both in enumerate(times)]
+        viewing.add(store, viewing.a_run(), *children, viewing.a_step("back", "tool", 8, 4))
+        assert family(store).root.own_ns == 5 * viewing.SECOND
+
     def test_the_run_waited_for_what_ended_last_before_what_followed(self, store: Store) -> None:
         viewing.add(
             store,
@@ -171,6 +177,23 @@ class TestOutline:
         chosen = outline(run, Look(selected=run.by_id["t240"]))
         assert [item.row.step.id for item in chosen if item.row.step.id == "t240"] == ["t240"]
 
+    def test_a_page_of_children_may_begin_and_end_inside_of_a_group(self, store: Store) -> None:
+        def tool(at: int) -> dict[str, Any]:
+            fails, name = 5 <= at < 125, "look" if at < 130 else f"t{at}"
+            return viewing.a_step(f"t{at:03d}", "tool", at, 999, name=name, status="failed" if fails else "success")
+
+        viewing.add(store, viewing.a_run(), *(tool(at) for at in range(230)))
+        run = family(store)  # a group of 130 with 120 of them apart, and 100 by themselves: 221 rows
+        first = outline(run, Look())
+        assert names(first[1:3] + first[-2:]) == ["group t000 10", "step t005 0", "step t103 0", "more run 121"]
+        middle = outline(run, Look(children_of="run", first=100))
+        assert names(middle[1:3] + middle[-2:]) == ["more run 109", "step t104 0", "step t208 0", "more run 21"]
+        assert [middle[22].row.step.id, middle[23].row.step.id] == ["t124", "t130"]
+        for chosen, at in (("t110", 8), ("t003", 2), ("t229", 22)):
+            rows = names(outline(run, Look(selected=run.by_id[chosen])))
+            assert rows.index(f"step {chosen} 0") == at
+            assert counted(outline(run, Look(selected=run.by_id[chosen]))) == 231
+
     @pytest.mark.parametrize("look", [Look(), Look(level=0), Look(level=1), Look(level=1000), Look(fold_runs=True)])
     def test_shown_and_announced_steps_are_together_all_of_the_run(self, store: Store, look: Look) -> None:
         viewing.add(store, *viewing.ten_thousand())
@@ -184,20 +207,15 @@ class TestOutline:
         look = Look(only=frozenset(("run", "a", "c")), level=0)
         assert names(outline(family(store), look)) == ["step run 0", "step a 0", "step c 0"]
 
-    @pytest.mark.parametrize("look", [{}, {"level": 0}, {"level": 1}, {"fold_runs": True}])
-    def test_what_is_within_a_range_is_shown_and_announced_and_nothing_else(
-        self, store: Store, look: dict[str, Any]
-    ) -> None:
+    @pytest.mark.parametrize("look", [Look(), Look(level=0), Look(level=1), Look(fold_runs=True)])
+    def test_what_ran_in_a_range_is_shown_or_announced_and_nothing_else(self, store: Store, look: Look) -> None:
         viewing.add(store, *viewing.ten_thousand())
-        run, listed = family(store, "b-run"), Counter[str]()
-        inside = {row.step.id for row in run.rows if row.place % 7 == 0}
-        for row in [
-            run.by_id[id] for id in inside | {above.step.id for id in inside for above in run.by_id[id].path()}
-        ]:
-            listed.update([row.step.id, *(above.step.id for above in row.path())])
-        items = outline(run, Look(**look, within=listed))
-        assert {item.row.step.id for item in items} <= set(listed)
-        assert counted(items) == listed["b-run"] == len(listed)
+        run = family(store, "b-run")
+        part = run.part(run.start_ns + 100 * viewing.SECOND, run.start_ns + 210 * viewing.SECOND)
+        assert [row.step.id for row in part.root.children] == [f"b-part-{n:02d}" for n in (2, 3, 4)]
+        assert counted(outline(part, look)) == part.root.sums.steps == 1 + 498 + 498 + 483 + 3
+        assert part.root.missing == 0
+        assert part.root.on_clock is True
 
 
 class TestFind:

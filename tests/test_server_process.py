@@ -75,6 +75,7 @@ def test_beyond_this_machine_it_needs_keys(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--port", "70000"], "--port '70000' is not a whole number of 0 to 65535"),
+        (["--writers", "17"], "--writers '17' is not a whole number of 0 to 16"),
         (["--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is no address of this machine"),
         (["--store", "sqlite::memory:"], "--store 'sqlite::memory:' is no file to serve: expected sqlite:PATH"),
         (["--store", "/proc/nowhere/steps.db"], "home folder '/proc/nowhere' can't be made"),

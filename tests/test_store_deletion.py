@@ -106,7 +106,7 @@ def test_numbers_are_not_given_again(path: Path, store: SqliteStore) -> None:
     store.add(conversation("b", 30))
     after = rows(path, "SELECT (SELECT min(number) FROM messages), (SELECT min(number) FROM packs)")
     assert (before, after) == ([(31, 1)], [(32, 2)])
-    assert rows(path, "SELECT min(number) FROM steps") == [(31,)]
+    assert rows(path, "SELECT min(number) FROM steps") == [(32,)]
 
 
 def test_an_updated_step_is_deleted_from_the_pack_that_has_what_it_was(path: Path, store: SqliteStore) -> None:

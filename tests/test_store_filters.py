@@ -194,3 +194,24 @@ def test_a_filter_is_answered_from_an_index(kept: StepFilter, index: str) -> Non
         plan = " / ".join(row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", given_values))
     assert index in plan
     store.close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thread_id": "t"},
+        {"tag": "x"},
+        {"model": "m", "user": "u"},
+        {"status": ("failed", "pending"), "root_only": True},
+        {"agent_id": "a", "since_ns": 5},
+        {"has_soft_error": True},
+    ],
+)
+def test_of_a_hundred_ids_nothing_else_is_read_whatever_else_they_are_narrowed_by(fields: dict[str, Any]) -> None:
+    store = SqliteStore(None)
+    kept = StepFilter(ids=[f"s-{n}" for n in range(100)], **fields)
+    sql, given_values = select_steps("s.id", kept, Keyset("s", 50, None, "desc"))
+    with store._connections.reading() as db:
+        plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", given_values)]
+    assert plan[0] == "SEARCH s USING INDEX sqlite_autoindex_steps_1 (id=?)"
+    store.close()

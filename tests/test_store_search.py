@@ -90,12 +90,13 @@ def test_a_word_that_most_runs_have_finds_them_by_any_of_their_steps_and_counts_
             step(name(run, n), parent_id=name(run, 0), root_run_id=name(run, 0), type="tool", output="common")
             for n in range(1, 8)
         ]
-        root = step(name(run, 0), root_run_id=name(run, 0), type="run", start_ns=starts[name(run, 0)], output=run % 2)
+        said = "common" if run % 10 == 5 else run % 2
+        root = step(name(run, 0), root_run_id=name(run, 0), type="run", start_ns=starts[name(run, 0)], output=said)
         store.add([root, *(tools if run % 5 else ())])
     assert store.catch_up(60) is True
     changed = {"root_run_id": name(0, 0), "parent_id": name(0, 0)}
     store.add([step(name(0, 9), output="common", **changed), step(name(1, 1), output="common still")])
-    expected = [id for id in starts if id == name(0, 0) or list(starts).index(id) % 5]
+    expected = [id for run, id in enumerate(starts) if run == 0 or run % 10]
     expected.sort(key=starts.__getitem__)
     for order, ids_in_order in (("asc", expected), ("desc", expected[::-1])):
         found, cursor = [], None
@@ -106,9 +107,27 @@ def test_a_word_that_most_runs_have_finds_them_by_any_of_their_steps_and_counts_
                 break
         assert found == ids_in_order
     facets = store.facets(StepFilter(text="common", root_only=True))
-    assert (facets.values["type"], facets.more) == ([("run", 801)], False)
+    assert (facets.values["type"], facets.more) == ([("run", 901)], False)
     facets = store.facets(StepFilter(text="common"))
     assert (facets.counted, facets.more) == (1_000, True)
+    store.close()
+
+
+def test_values_are_counted_of_a_part_of_what_a_text_finds_where_finding_more_takes_long() -> None:
+    def name(run: int, place: int = 0) -> str:
+        return str(uuid.UUID(int=(run + 1 << 64) + place))
+
+    store = SqliteStore(None)
+    for run in range(300):
+        links = {"root_run_id": name(run), "parent_id": name(run)}
+        inner = [step(name(run, n), output="often" if run % 2 else "other", **links) for n in range(1, 61)]
+        store.add([step(name(run), root_run_id=name(run), type="run", start_ns=run, output="outer"), *inner])
+    assert store.catch_up(60) is True
+    facets = store.facets(StepFilter(text="often", root_only=True))
+    assert (facets.values["type"], facets.more) == ([("run", 100)], True)  # of the latest 200 runs
+    facets = store.facets(StepFilter(text="often", root_only=True, until_ns=150))
+    assert (facets.values["type"], facets.more) == ([("run", 75)], False)
+    assert len(store.runs(StepFilter(text="often"), limit=1000).items) == 150
     store.close()
 
 

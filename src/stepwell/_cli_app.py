@@ -362,14 +362,27 @@ def serve(
     prefix: Annotated[
         str, typer.Option(metavar="PATH", help="The path under which a proxy shows it, as /traces.")
     ] = "",
+    writers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="How many processes share the writing where thousands of records a second come; 0 for none but this. "
+            "By default 2 where there are several cores.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Take records over HTTP and answer queries, until Ctrl-C."""
     from stepwell._cli_care import age_ns, size_bytes
+    from stepwell._cli_serve import MAX_WRITERS
     from stepwell._cli_serve import serve as serve_
 
     if not port.isdecimal() or not 0 <= int(port) < 1 << 16:
         raise UsageError(f"--port {port!r} is not a whole number of 0 to 65535")
-    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes)
+    if writers is not None and (not writers.isdecimal() or int(writers) > MAX_WRITERS):
+        raise UsageError(f"--writers {writers!r} is not a whole number of 0 to {MAX_WRITERS}")
+    many = None if writers is None else int(writers)
+    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes), many
     return serve_(home, store, (host, int(port), prefix), bounds, Output())
 
 

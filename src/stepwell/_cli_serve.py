@@ -9,7 +9,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from stepwell._cli_output import Output, ReaderGoneError
 from stepwell._cli_source import find_source
@@ -17,17 +17,21 @@ from stepwell._pipeline import prepare_home
 from stepwell.errors import UsageError
 from stepwell.store import open_store
 
-__all__ = ["find_home", "serve"]
+__all__ = ["MAX_WRITERS", "find_home", "serve"]
+
+MAX_WRITERS: Final = 16
 
 
 def serve(
     home: Path | None,
     store: str | None,
     address: tuple[str, int, str],
-    bounds: tuple[int | None, int | None],
+    bounds: tuple[int | None, int | None, int | None],
     out: Output,
 ) -> int:
-    """Serve at an address (host, port, path of a proxy), keeping what is within bounds (ns, bytes).
+    """Serve at an address (host, port, path of a proxy), keeping what is within bounds (ns, bytes; None for any).
+
+    The third bound is how many processes share the writing; None leaves the number to the server.
 
     Returns the exit status. Raises `UsageError`, `StoreError` where that can't be.
     """
@@ -36,6 +40,7 @@ def serve(
         from stepwell.server._logs import log_as_json
         from stepwell.server._run import is_private, listen, run, url_of
         from stepwell.server._upkeep import Retention
+        from stepwell.server._writers import DEFAULT_WRITERS
         from stepwell.server.app import create_app
     except ModuleNotFoundError as error:
         raise UsageError(f"the server needs {error.name}: pip install 'stepwell[server]'") from error
@@ -59,7 +64,8 @@ def serve(
 
             log_as_json()
             retention = Retention(keep_ns=bounds[0], max_bytes=bounds[1])
-            app = create_app(opened, home=folder, retention=retention, prefix=prefix)
+            writers = DEFAULT_WRITERS if bounds[2] is None else bounds[2]
+            app = create_app(opened, home=folder, retention=retention, prefix=prefix, writers=writers)
             run(app, listening, tell, app.state.live.close)
     finally:
         opened.close()

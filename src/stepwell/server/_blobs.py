@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path as FilePath
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi import Depends, Header, Path, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
@@ -20,9 +20,10 @@ from stepwell.blobs import BlobStore, Incoming
 from stepwell.errors import StoreError, UsageError
 from stepwell.server._access import InPlace, require
 from stepwell.server._body import pieces_of
-from stepwell.server._errors import Problem
+from stepwell.server._errors import ANY_ERROR, Problem
 from stepwell.server._limits import Limits
 from stepwell.server._places import Place
+from stepwell.server._routing import Model, Router
 
 __all__ = ["router", "type_of"]
 
@@ -42,7 +43,7 @@ _MARKS: Final = (  # of what a browser shows without running anything in it; SVG
     (b"ID3", 0, "audio/mpeg"),
 )
 
-router = APIRouter(tags=["blobs"])
+router = Router(tags=["blobs"], responses=ANY_ERROR)
 
 _HEX: Final = "^[0-9a-f]{64}$"
 Sha256 = Annotated[str, Path(pattern=_HEX, description="64 lower-case hex digits.")]
@@ -54,7 +55,7 @@ class Asked(BaseModel):
     sha256: list[Annotated[str, Field(pattern=_HEX)]] = Field(max_length=MAX_ASKED)
 
 
-class Missing(BaseModel):
+class Missing(Model):
     """Those of them that the server lacks."""
 
     missing: list[str]

@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import Scope
 
 from stepwell.errors import ClosedError, NotFoundError, StoreError, UsageError
+from stepwell.server._routing import Model
 from stepwell.server.pages._page import Links, page, path_within
 
 __all__ = ["ANY_ERROR", "ErrorBody", "Problem", "RpcStatus", "explain", "handle_errors"]
@@ -60,14 +61,14 @@ _ADVICE: Final = {
 log: Final = getLogger("stepwell.server")
 
 
-class FieldError(BaseModel):
+class FieldError(Model):
     """One part of a request that is wrong: where, such as `query.limit`, and why."""
 
     where: str
     message: str
 
 
-class ErrorDetail(BaseModel):
+class ErrorDetail(Model):
     """What went wrong: `type` for programs, `message` for people."""
 
     type: str = Field(examples=["not_found"])
@@ -76,13 +77,13 @@ class ErrorDetail(BaseModel):
     fields: list[FieldError] | None = Field(default=None, description="The parts of the request that are wrong.")
 
 
-class ErrorBody(BaseModel):
+class ErrorBody(Model):
     """The body of every answer that is no success."""
 
     error: ErrorDetail
 
 
-class RpcStatus(BaseModel):
+class RpcStatus(Model):
     """The body of every answer of OTLP that is no success: `google.rpc.Status`."""
 
     code: int

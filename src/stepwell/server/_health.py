@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel
+from fastapi import Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from stepwell._vocabulary import SDK
 from stepwell.errors import ClosedError, StoreError
 from stepwell.server._access import require
-from stepwell.server._errors import Problem
+from stepwell.server._errors import ANY_ERROR, Problem
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Place, Places
+from stepwell.server._routing import Model, Router
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"], responses=ANY_ERROR)
 
 
-class Health(BaseModel):
+class Health(Model):
     """What Letta's client asks for, both fields of it."""
 
     status: str

@@ -8,26 +8,30 @@ What must stay true:
 3. Bodies in memory are bounded over all requests; beyond that the answer is 503, and recorders try again.
 4. Nothing waits for company: what came while a transaction was written shares the next one, within bounds, and each
    request has the answer that it would have had alone, also where another one makes the transaction fail.
+5. One thread reads at a time, in the order in which requests came; several may write at once, where there are writers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated, Final, NamedTuple
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from msgspec import json
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from stepwell.server._access import InStore
 from stepwell.server._body import ENCODINGS, decompressed, is_deeper_than, lines_of, pieces_of
-from stepwell.server._errors import Problem
+from stepwell.server._errors import ANY_ERROR, Problem
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
+from stepwell.server._routing import Model, Router
+from stepwell.server._writers import Writer, Writers
 from stepwell.store import AddResult, Rejection, Store
 
 __all__ = ["ERROR_CHARACTERS", "Answer", "Counts", "Ingest", "Ingested", "Lines", "Reader", "router"]
@@ -37,12 +41,11 @@ ERROR_CHARACTERS: Final = 500  # of one line's reason
 GROUP_LINES: Final = 4000  # no request joins a transaction that has so many
 GROUP_BYTES: Final = 4 * 1024 * 1024
 Counts = dict[str, int]
-_WRITERS: Final = 1  # two would fight for the interpreter: a third less of steps a second
 
-router = APIRouter(tags=["ingest"])
+router = Router(tags=["ingest"], responses=ANY_ERROR)
 
 
-class Refused(BaseModel):
+class Refused(Model):
     """A line that was not taken."""
 
     line: int = Field(description="Its place in the body, from 0.", ge=0)
@@ -50,7 +53,7 @@ class Refused(BaseModel):
     error: str
 
 
-class Ingested(BaseModel):
+class Ingested(Model):
     """What became of the lines; the three together are all of them."""
 
     accepted: int = Field(description="Records that changed the store.", ge=0)
@@ -73,7 +76,7 @@ class Lines(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Makes records of a body, on the thread that writes; `of_store` where that depends on what the store holds.
+    """Makes records of a body, on a thread that writes; `of_store` where that depends on what the store holds.
 
     `read` raises `Problem`, `StoreError`.
     """
@@ -105,18 +108,23 @@ class _Part(NamedTuple):
 
 
 class Ingest:
-    """Adds bodies to stores, on a thread of its own."""
+    """Adds bodies to stores, on threads of its own."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, writers: Writers) -> None:
         self.limits = limits
         self._metrics = metrics
+        self._writers = writers
         self._waiting_bytes = 0
         self._jobs: deque[_Job] = deque()  # each with a call of `_work` to come, which may find it done
-        self._threads = ThreadPoolExecutor(_WRITERS, thread_name_prefix="stepwell-ingest")
+        self._threads = ThreadPoolExecutor(max(writers.most, 1), thread_name_prefix="stepwell-ingest")
+        self._reading = threading.Lock()
+        self._written = threading.Condition()
+        self._being_written = 0  # groups
 
     def close(self) -> None:
         """Let what is being written be finished."""
         self._threads.shutdown()
+        self._writers.close()
 
     async def take(self, request: Request, store: Store, reader: Reader | None = None) -> bytes:
         """Store what is read of a request's body, its lines by default; return the answer.
@@ -156,16 +164,28 @@ class Ingest:
 
     def _work(self) -> None:
         """Run on a thread: write the request that waits for longest, and those behind it that go with it."""
-        group = self._next_group()
+        with self._writers.lend() as writer:
+            with self._reading:
+                group = self._next_group()
+                with self._written:
+                    self._being_written += 1
+            try:
+                self._write_each(group, writer)
+            finally:
+                with self._written:
+                    self._being_written -= 1
+                    self._written.notify_all()
+
+    def _write_each(self, group: list[_Part], writer: Writer) -> None:
         try:
-            self._write(group)
+            self._write(group, writer)
         except Exception as error:  # noqa: BLE001 (whatever it is belongs to the request that waits)
             if len(group) == 1:
                 group[0].job.answer.set_exception(error)
                 return
             for part in group:  # whose fault it is shows when each is alone
                 try:
-                    self._write([part])
+                    self._write([part], writer)
                 except Exception as own:  # noqa: BLE001 (likewise)
                     part.job.answer.set_exception(own)
 
@@ -175,7 +195,10 @@ class Ingest:
         while self._jobs and count < GROUP_LINES and size < GROUP_BYTES:
             job = self._jobs[0]
             if group and (job.store is not group[0].job.store or job.reader.of_store):
-                break  # what is read of the store must be there already
+                break
+            if job.reader.of_store:  # what it reads of the store must be there already
+                with self._written:
+                    self._written.wait_for(lambda: not self._being_written)
             self._jobs.popleft()
             if not job.answer.set_running_or_notify_cancel():
                 continue
@@ -192,13 +215,14 @@ class Ingest:
             size += len(body)
         return group
 
-    def _write(self, group: list[_Part]) -> None:
+    def _write(self, group: list[_Part], writer: Writer) -> None:
         """Add the records of a group in one transaction, then answer its requests."""
         if not group:
             return
         parts = [part.fit() for part in group]
         together = parts[0] if len(parts) == 1 else [line for lines in parts for line in lines]
-        result = group[0].job.store.add(together) if together else AddResult(0, 0)
+        result = writer.add(group[0].job.store, together) if together else AddResult(0, 0)
+        self._writers.note(len(together))
         results = _shares(result, [len(lines) for lines in parts])
         answers = [
             part.lines.answer(_with_deep(part, own, self.limits.depth))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from stepwell.server._errors import ErrorBody
+from stepwell.server._routing import Model
 
 __all__ = [
     "FeedbackBody",
@@ -65,7 +66,7 @@ class LettaError(ErrorBody):
     )
 
 
-class LettaStep(BaseModel):
+class LettaStep(Model):
     """A step, in Letta's words; `type`, `name`, `parent_id` and `thread_id` are ours."""
 
     id: str
@@ -101,7 +102,7 @@ class LettaStep(BaseModel):
     thread_id: str | None
 
 
-class LettaMetrics(BaseModel):
+class LettaMetrics(Model):
     """How long a step took, in nanoseconds; the starts are since the Unix epoch."""
 
     id: str
@@ -115,7 +116,7 @@ class LettaMetrics(BaseModel):
     tool_execution_ns: int | None
 
 
-class LettaTrace(BaseModel):
+class LettaTrace(Model):
     """What was sent to a model's provider, and what came back."""
 
     id: str
@@ -132,7 +133,7 @@ class LettaTrace(BaseModel):
     response_json: dict[str, Any]
 
 
-class LettaMessage(BaseModel):
+class LettaMessage(Model):
     """A message; which fields it has besides these depends on `message_type`."""
 
     model_config = ConfigDict(extra="allow")
@@ -157,7 +158,7 @@ class LettaMessage(BaseModel):
     ]
 
 
-class LettaRun(BaseModel):
+class LettaRun(Model):
     """A run, in Letta's words; `conversation_id` is its thread, `name` and `tags` are ours."""
 
     id: str
@@ -175,7 +176,7 @@ class LettaRun(BaseModel):
     tags: list[str]
 
 
-class LettaUsage(BaseModel):
+class LettaUsage(Model):
     """Tokens of a run; null where nothing was counted."""
 
     prompt_tokens: int | None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 __all__ = ["Metrics"]
@@ -24,6 +24,7 @@ class Metrics:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.records: Counter[str] = Counter()
         self.upkeep: Counter[tuple[str, str]] = Counter()  # by job and outcome; `Upkeep` counts, and makes no new key
+        self.writers: Callable[[], int] = lambda: 0
         self.received_bytes = 0
         self.sent_bytes = 0
         self._seconds: dict[str, float] = {}
@@ -53,6 +54,8 @@ class Metrics:
         yield from _head("stepwell_ingest_records_total", "counter", "Records received, by what became of them.")
         for outcome in ("accepted", "duplicate", "rejected"):
             yield _line("stepwell_ingest_records_total", self.records[outcome], outcome=outcome)
+        yield from _head("stepwell_ingest_writers", "gauge", "Processes that write records besides this one.")
+        yield _line("stepwell_ingest_writers", self.writers())
 
     def _upkeep(self) -> Iterator[str]:
         yield from _head(

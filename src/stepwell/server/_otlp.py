@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 from msgspec import UNSET, Raw, UnsetType
 
 from stepwell.errors import NotFoundError
@@ -19,14 +19,15 @@ from stepwell.otel.semconv import records_of_events, step_of
 from stepwell.server import _otlp_wire as wire
 from stepwell.server._access import InStore
 from stepwell.server._body import too_large
-from stepwell.server._errors import Problem, RpcStatus
+from stepwell.server._errors import ANY_ERROR, Problem, RpcStatus
 from stepwell.server._ingest import ERROR_CHARACTERS, Answer, Ingest, Lines, Reader
 from stepwell.server._limits import Limits
+from stepwell.server._routing import Router
 from stepwell.store import AddResult, Store
 
 __all__ = ["router"]
 
-router = APIRouter(tags=["otlp"])
+router = Router(tags=["otlp"], responses=ANY_ERROR)
 
 _TYPES: Final = (wire.PROTOBUF, wire.JSON)
 _BYTES: Final = {"schema": {"type": "string", "format": "binary"}}

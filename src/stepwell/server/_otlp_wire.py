@@ -9,16 +9,10 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from msgspec import DecodeError as JsonError
 from msgspec import Struct, json
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
 
 from stepwell.otel.semconv import LogEvent, Origin, Span, SpanEvent, SpanLink, origin_of
 
@@ -345,11 +339,9 @@ class _Form(NamedTuple):
     fields: Callable[[Any], dict[str, Any]]
 
 
-_FORMS: Final[dict[tuple[Signal, str], _Form]] = {
-    ("spans", PROTOBUF): _Form(ExportTraceServiceRequest.FromString, _span, _fields),
-    ("spans", JSON): _Form(json.Decoder(_Traces).decode, _json_span, _json_fields),
-    ("logs", PROTOBUF): _Form(ExportLogsServiceRequest.FromString, _log, _fields),
-    ("logs", JSON): _Form(json.Decoder(_Logs).decode, _json_log, _json_fields),
+_JSON: Final[dict[Signal, _Form]] = {
+    "spans": _Form(json.Decoder(_Traces).decode, _json_span, _json_fields),
+    "logs": _Form(json.Decoder(_Logs).decode, _json_log, _json_fields),
 }
 _NAMES: Final[dict[Signal, tuple[str, str, str]]] = {
     "spans": ("resource_spans", "scope_spans", "spans"),
@@ -359,10 +351,10 @@ _NAMES: Final[dict[Signal, tuple[str, str, str]]] = {
 
 def read(signal: Signal, type: str, body: bytes, limit: int) -> Read:
     """Read a request of media type `type`. Raises `ValueError` for what is none, or has more than `limit` items."""
-    form = _FORMS[signal, type]
+    form = _JSON[signal] if type == JSON else _from_protobuf(signal)
     try:
         request = form.decode(body) if body or type == PROTOBUF else None
-    except (DecodeError, JsonError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the body is no request of OTLP in {type}") from error
     items: list[tuple[Any, Origin]] = []
     rejected, problem = 0, ""
@@ -374,6 +366,12 @@ def read(signal: Signal, type: str, body: bytes, limit: int) -> Read:
         except (_InvalidError, RecursionError) as error:
             rejected, problem = rejected + 1, problem or str(error)
     return Read(items, rejected, problem)
+
+
+def _from_protobuf(signal: Signal) -> _Form:
+    from stepwell.server import _otlp_protobuf  # a server that is sent none need not load it
+
+    return _Form(partial(_otlp_protobuf.decode, signal), _span if signal == "spans" else _log, _fields)
 
 
 def _items(request: Any, signal: Signal, form: _Form) -> Iterator[tuple[Any, Origin]]:
@@ -395,11 +393,8 @@ def answer(signal: Signal, type: str, rejected: int, error: str) -> bytes:
     """Return the answer to a request that was taken, all of it or in part; protobuf's of all is no byte."""
     if type == JSON:
         name = "rejectedSpans" if signal == "spans" else "rejectedLogRecords"
-        partial = {name: str(rejected), "errorMessage": error}
-        return json.encode({"partialSuccess": partial} if rejected or error else {})
-    said: Any = ExportTraceServiceResponse() if signal == "spans" else ExportLogsServiceResponse()
-    if rejected or error:
-        setattr(said.partial_success, "rejected_spans" if signal == "spans" else "rejected_log_records", rejected)
-        said.partial_success.error_message = error
-    encoded: bytes = said.SerializeToString()
-    return encoded
+        told = {name: str(rejected), "errorMessage": error}
+        return json.encode({"partialSuccess": told} if rejected or error else {})
+    from stepwell.server import _otlp_protobuf  # as above
+
+    return _otlp_protobuf.encode_answer(signal, rejected, error)

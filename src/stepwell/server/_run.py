@@ -6,7 +6,6 @@ answered, what was acknowledged is committed. A second SIGINT ends it at once.
 
 from __future__ import annotations
 
-import gc
 import signal
 import socket
 import sys
@@ -19,13 +18,13 @@ from starlette.types import ASGIApp
 
 from stepwell._checks import is_loopback
 from stepwell.errors import UsageError
+from stepwell.store._writer_process import collect_seldom
 
 __all__ = ["is_private", "listen", "run", "url_of"]
 
 GRACE_S: Final = 30
 SWITCH_S: Final = 0.0005  # Python's 5 ms are what a read would wait for each turn of the thread that decodes records
 _BACKLOG: Final = 1024
-COLLECT_AFTER: Final = 20_000  # objects: each batch makes thousands that live for milliseconds, in no circle
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -90,10 +89,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            # What was imported stays: to look through it again would stop all requests for tens of milliseconds.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(COLLECT_AFTER, 20, 20)
+            collect_seldom()
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's form)

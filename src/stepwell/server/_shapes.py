@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS, ScoreType
 from stepwell.model import Score, Status, StepType
+from stepwell.server._routing import Model
 from stepwell.store import (
     MAX_PAGE,
     Dimension,
@@ -67,12 +68,16 @@ def answer(body: object, status: int = 200) -> Response:
     return Response(json.encode(body), status, media_type="application/json")
 
 
-def _model_of(struct: type[Struct], name: str) -> type[BaseModel]:
+class _Strict(Model):
+    model_config = ConfigDict(extra="forbid")
+
+
+def _model_of(struct: type[Struct], name: str) -> type[Model]:
     """Return the model, for the schema, of a struct of plain fields: what is null or empty there is absent."""
     fields: dict[str, Any] = {
         field.name: (field.type, ... if field.required else field.default) for field in structs.fields(struct)
     }
-    return create_model(name, __config__=ConfigDict(extra="forbid"), __doc__=struct.__doc__, **fields)
+    return create_model(name, __base__=_Strict, __doc__=struct.__doc__, **fields)
 
 
 StepItem: Final = _model_of(StepRow, "Step")
@@ -83,62 +88,62 @@ _User: Final = _model_of(UserRow, "User")
 _Rollup: Final = _model_of(Rollup, "Rollup")
 
 
-class ThreadPage(BaseModel):
+class ThreadPage(Model):
     """Threads in order of their latest activity."""
 
     items: list[_Thread]  # type: ignore[valid-type]
     next_cursor: str | None
 
 
-class StepPage(BaseModel):
+class StepPage(Model):
     """Steps in order of their start."""
 
     items: list[StepItem]  # type: ignore[valid-type]
     next_cursor: str | None
 
 
-class HitItem(BaseModel):
+class HitItem(Model):
     """A step that was found, and the words around the first place where it was, on one line."""
 
     step: StepItem  # type: ignore[valid-type]
     snippet: str | None = Field(description="Null where the words stand in another form, or in an older message.")
 
 
-class HitPage(BaseModel):
+class HitPage(Model):
     """Found steps in order of their start."""
 
     items: list[HitItem]
     next_cursor: str | None
 
 
-class RunPage(BaseModel):
+class RunPage(Model):
     """Top-level runs and steps without a parent, in order of their start."""
 
     items: list[_Run]  # type: ignore[valid-type]
     next_cursor: str | None
 
 
-class ScorePage(BaseModel):
+class ScorePage(Model):
     """Scores in order of their creation."""
 
     items: list[ScoreItem]  # type: ignore[valid-type]
     next_cursor: str | None
 
 
-class UserPage(BaseModel):
+class UserPage(Model):
     """Users in order of their latest step."""
 
     items: list[_User]  # type: ignore[valid-type]
     next_cursor: str | None
 
 
-class Rollups(BaseModel):
+class Rollups(Model):
     """Sums of steps, oldest first; hours and days without any are left out."""
 
     items: list[_Rollup]  # type: ignore[valid-type]
 
 
-class DeletedCounts(BaseModel):
+class DeletedCounts(Model):
     """How much was deleted; `messages` are those that no other step has, `blobs` files that no other step names."""
 
     threads: int

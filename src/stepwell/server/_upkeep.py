@@ -76,12 +76,15 @@ def jobs_of(
 class Upkeep:
     """Runs jobs when they are due, from `start` to `close`. `counts` is by job and `done` or `failed`."""
 
-    def __init__(self, places: Places, jobs: Sequence[Job], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, places: Places, jobs: Sequence[Job], clock: Callable[[], float] = time.monotonic, after_s: float = 0.0
+    ) -> None:
         self.counts: Counter[tuple[str, str]] = Counter(
             {(job.name, outcome): 0 for job in jobs for outcome in ("done", "failed")}
         )
         self._places = places
         self._clock = clock
+        self._after_s = after_s
         self._due = [(job, clock()) for job in jobs]
         self._changed = threading.Condition()
         self._closing = False
@@ -93,7 +96,8 @@ class Upkeep:
         return self._closing
 
     def start(self) -> None:
-        """Begin with the first round."""
+        """Begin with the first round, `after_s` from now."""
+        self._due = [(job, self._clock() + self._after_s) for job, _ in self._due]
         self._thread.start()
 
     def wake(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -13,14 +14,16 @@ from fastapi import FastAPI
 
 from stepwell._vocabulary import SDK
 from stepwell.server import _blobs, _health, _ingest, _otlp, letta, records, threads
-from stepwell.server._errors import ANY_ERROR, handle_errors
+from stepwell.server._errors import handle_errors
 from stepwell.server._guard import Guard
 from stepwell.server._ingest import Ingest
 from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Place, Places
+from stepwell.server._routing import Route
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
+from stepwell.server._writers import DEFAULT_WRITERS, Writers
 from stepwell.server.pages import (
     _compare,
     _dashboard,
@@ -47,6 +50,7 @@ from stepwell.store import Store
 __all__ = ["create_app"]
 
 _READERS: Final = 12  # requests answered at once: each may hold a page of 1000 whole steps, more threads none sooner
+_UPKEEP_AFTER_S: Final = 0.1  # it would compete with what is left of the start, and with the first request
 _ROUTERS = (
     _health.router,
     _ingest.router,
@@ -72,6 +76,7 @@ _ROUTERS = (
     _saving.router,
     _static.router,
 )
+_ROUTES: Final = [route for router in _ROUTERS for route in router.routes if isinstance(route, Route)]
 
 
 def create_app(
@@ -81,24 +86,29 @@ def create_app(
     limits: Limits | None = None,
     retention: Retention | None = None,
     prefix: str = "",
+    writers: int = DEFAULT_WRITERS,
 ) -> FastAPI:
     """Make the application; `home` is the folder of keys, blobs and projects beside the store.
 
     `prefix` is the path under which a proxy shows it, such as `/traces`, whether the proxy takes it away or not.
+    `writers` is how many processes share the work where much comes; 0 leaves all of it to this one.
 
     As long as the home has no keys it needs none, and answers this machine alone. The store is the caller's to close.
     """
     places, metrics, limits = Places(store, home), Metrics(), limits or Limits()
-    ingest = Ingest(limits, metrics)
+    pool = Writers(writers)
+    metrics.writers = lambda: len(pool.pids)
+    ingest = Ingest(limits, metrics, pool)
 
-    def compile_pages(_: Place) -> None:  # which all places share: another one finds it done
-        for _name in compile_templates():
+    def get_ready(_: Place) -> None:  # for all places, which share it: another one finds it done
+        for _part in chain(compile_templates(), map(Route.build, _ROUTES)):
             if upkeep.is_closing:
                 return
 
     upkeep = Upkeep(
         places,
-        [Job("templates", math.inf, compile_pages), *jobs_of(retention or Retention(), records=metrics.records.total)],
+        [Job("ready", math.inf, get_ready), *jobs_of(retention or Retention(), records=metrics.records.total)],
+        after_s=_UPKEEP_AFTER_S,
     )
     metrics.upkeep = upkeep.counts
 
@@ -115,7 +125,7 @@ def create_app(
         title="stepwell",
         version=SDK.partition("/")[2],
         lifespan=lifespan,
-        responses=ANY_ERROR,
+        routes=[*_ROUTES],
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
     )
@@ -123,8 +133,6 @@ def create_app(
     app.state.live = Live()
     app.state.families = Families()
     handle_errors(app)
-    for router in _ROUTERS:
-        app.include_router(router)
     keys, failures = KeyRing(home), Failures()
     app.state.keys, app.state.failures = keys, failures
     app.add_middleware(Guard, prefix=prefix.rstrip("/"), keys=keys, failures=failures, limits=limits, metrics=metrics)

@@ -15,9 +15,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from msgspec import json
 from starlette.exceptions import HTTPException
 
@@ -51,6 +50,7 @@ from stepwell.server._letta_steps import (
     letta_trace,
     letta_usage,
 )
+from stepwell.server._routing import Route, Router
 from stepwell.store import MAX_PAGE, Order, StepFilter, StepRow, Store
 
 __all__ = ["router"]
@@ -61,7 +61,7 @@ _TOLD: Final = MESSAGE_TYPES | {"llm", "tool"}  # the types of step that have me
 _FIND_RUN: Final = partial(find_step, prefix="run-")
 
 
-class _LettaRoute(APIRoute):
+class _LettaRoute(Route):
     """Answers errors in the server's shape, with the message as `detail` too."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -80,7 +80,7 @@ class _LettaRoute(APIRoute):
         return handle_letta
 
 
-router = APIRouter(
+router = Router(
     prefix="/v1",
     tags=["letta"],
     route_class=_LettaRoute,

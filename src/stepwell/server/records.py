@@ -10,19 +10,21 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from stepwell._answers import Place, page_of, remove_run
 from stepwell.model import encode_record
 from stepwell.server._access import InStore, require
+from stepwell.server._errors import ANY_ERROR
+from stepwell.server._routing import Model, Router
 from stepwell.server._shapes import DeletedCounts, Id, RunPage, StepItem, StepListQuery, StepPage, StepQuery, answer
 from stepwell.store import MAX_PAGE
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1/records", tags=["records"])
+router = Router(prefix="/v1/records", tags=["records"], responses=ANY_ERROR)
 
 NDJSON: Final = "application/x-ndjson"
 _PIECE_BYTES: Final = 64 * 1024
@@ -34,7 +36,7 @@ _RECORD: Final[dict[str, Any]] = {
 }
 
 
-class Tree(BaseModel):
+class Tree(Model):
     """A step and all steps below it, by start."""
 
     items: list[StepItem]  # type: ignore[valid-type]
@@ -57,14 +59,14 @@ class ChangesQuery(BaseModel):
     limit: int = Field(default=500, ge=1, le=MAX_PAGE)
 
 
-class Changes(BaseModel):
+class Changes(Model):
     """Steps in the order in which they were added or updated, and the position that they lead to."""
 
     items: list[StepItem]  # type: ignore[valid-type]
     position: int
 
 
-class Found(BaseModel):
+class Found(Model):
     """What an id, or the beginning of one, names."""
 
     kind: Literal["thread", "step"]

@@ -10,8 +10,7 @@ import uuid
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Depends, Query, Response
-from fastapi.routing import APIRoute
+from fastapi import Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.routing import Match
 from starlette.types import Scope
@@ -20,7 +19,9 @@ from stepwell._answers import Place, keep_score, page_of, remove_thread, remove_
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import Score
 from stepwell.server._access import InStore, require
+from stepwell.server._errors import ANY_ERROR
 from stepwell.server._letta_models import Text
+from stepwell.server._routing import Model, Route, Router
 from stepwell.server._shapes import (
     DeletedCounts,
     HitPage,
@@ -43,7 +44,7 @@ from stepwell.server._shapes import (
 __all__ = ["router"]
 
 
-class _Route(APIRoute):
+class _Route(Route):
     """A route whose last part, where it is a word, is not taken from an id: `a%2Fsteps` is the thread `a/steps`."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -55,12 +56,12 @@ class _Route(APIRoute):
         return match, child
 
 
-router = APIRouter(prefix="/v1", route_class=_Route)
+router = Router(prefix="/v1", route_class=_Route, responses=ANY_ERROR)
 
 InAdmin = Annotated[Place, Depends(require("admin"))]
 
 
-class ThreadUser(BaseModel):
+class ThreadUser(Model):
     """Who a thread belongs to; `identifier` is the application's own name for the user."""
 
     id: str | None = None
@@ -68,7 +69,7 @@ class ThreadUser(BaseModel):
     metadata: Any = None
 
 
-class ThreadDetail(BaseModel):
+class ThreadDetail(Model):
     """A thread, with sums over its steps."""
 
     id: str
@@ -106,7 +107,7 @@ class NewScore(BaseModel):
         return self
 
 
-class Stats(BaseModel):
+class Stats(Model):
     """How much the store holds; times are of steps."""
 
     steps: int

@@ -291,7 +291,10 @@ class Store(Protocol):
         ...
 
     def facets(self, filter: StepFilter | ThreadFilter = ...) -> Facets:
-        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or threads."""
+        """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or threads.
+
+        It may be as few as 100 of a text of which that many are found soon, and all 1,000 late.
+        """
         ...
 
     def histogram(self, filter: StepFilter = ...) -> Histogram | None:

@@ -8,7 +8,8 @@ What must stay true:
    (`secure_delete`). The write-ahead log, and copies, have it until they are overwritten too; `vacuum` empties the log.
 3. Messages go in a second step, the sweep, that looks without a lock for who else refers to them, and then again, with
    the lock, at what was written since. Its cost is one reading of `payload_refs` and `pack_contents`.
-4. No number of a step, message or pack is ever given again.
+4. No number of a step, message or pack is ever given again. A deletion of steps takes a number of its own, so that who
+   remembers what was read at a position knows that it may be gone.
 
 A step that arrives after its thread or run was deleted makes it again.
 """
@@ -148,6 +149,7 @@ class Deletion:
         db.execute(f"DELETE FROM payload WHERE number {_IN}", several)  # noqa: S608
         db.execute(f"DELETE FROM soft_errors WHERE step {_IN}", several)  # noqa: S608
         db.execute(f"DELETE FROM steps WHERE number {_IN}", several)  # noqa: S608
+        db.execute("UPDATE state SET last_number = last_number + 1")
         for thread in {row[2] for row in rows if row[2] is not None}:
             db.execute(_SETTLE_THREAD, (thread,))
             self.threads += db.execute(_DELETE_BARE_THREAD, (thread,)).rowcount

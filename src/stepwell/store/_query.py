@@ -20,7 +20,18 @@ from stepwell.model import MESSAGE_TYPES
 from stepwell.store import MAX_PAGE, Order, Scalar, ScoreQuery, StepFilter, ThreadFilter
 from stepwell.store._rows import pack_id, pack_trace_id
 
-__all__ = ["Keyset", "id_range", "select_scores", "select_steps", "select_thread_ids", "select_threads"]
+__all__ = [
+    "MAX_INTEGER",
+    "Keyset",
+    "Where",
+    "has_index",
+    "id_range",
+    "select_scores",
+    "select_steps",
+    "select_thread_ids",
+    "select_threads",
+    "several",
+]
 
 MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
 _CURSOR: Final = struct.Struct(">2sqq")  # list and order, time, number
@@ -113,10 +124,10 @@ def select_steps(
 
     `among` is a JSON array of the only numbers there may be: those of the steps that the filter's `text` finds.
     """
-    where, tags = _where_steps(filter), _several(filter.tag)
+    where, tags = _where_steps(filter), several(filter.tag)
     _add_among(where, among)
     lead = None  # a table of some steps that is in the list's order
-    if not (filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id):
+    if not (filter.ids or filter.thread_id or filter.trace_id or filter.root_run_id or filter.parent_id):
         is_soft = filter.has_soft_error or filter.soft_error or filter.reaction
         lead = "step_tags" if tags else "soft_errors" if is_soft and not filter.root_only else None
     if lead == "step_tags":
@@ -169,7 +180,7 @@ def select_thread_ids(filter: StepFilter, among: str | None) -> tuple[str, list[
     """Return the statement of the threads of the steps that a filter keeps; see `select_steps`."""
     where = _where_steps(filter)
     _add_among(where, among)
-    _add_tags(where, _several(filter.tag))
+    _add_tags(where, several(filter.tag))
     _add_times(where, filter, "s.start_ns")
     return f"SELECT s.thread_id FROM steps s WHERE {where.sql()}", where.values
 
@@ -203,9 +214,9 @@ def _where_steps(filter: StepFilter, *, runs: bool = False) -> Where:
         if (value := getattr(filter, bound)) is not None:
             where.add(term, _number(value))
     for column in _ONE_OF:
-        if wanted := _several(getattr(filter, column)):
-            where.add(f"s.{column} IN ({', '.join('?' * len(wanted))})", *wanted)
-    if (statuses := _several(filter.status)) and "success" not in statuses:
+        if wanted := several(getattr(filter, column)):
+            where.add(f"{_column(column, filter)} IN ({', '.join('?' * len(wanted))})", *wanted)
+    if not filter.ids and (statuses := several(filter.status)) and "success" not in statuses:
         where.add("s.status <> 'success'")  # implied, but only this lets SQLite use `steps_unsuccessful`
     _add_flags(where, filter, runs=runs)
     _add_ids(where, filter)
@@ -219,18 +230,26 @@ def _where_steps(filter: StepFilter, *, runs: bool = False) -> Where:
 def _add_unwanted(where: Where, filter: StepFilter, *, runs: bool) -> None:
     for other in filter.none_of:
         unwanted = _where_steps(other, runs=runs)
-        _add_tags(unwanted, _several(other.tag))
+        _add_tags(unwanted, several(other.tag))
         _add_times(unwanted, other, "s.start_ns")
         where.add(f"NOT ifnull(({unwanted.sql()}), 0)", *unwanted.values)
 
 
 def _column(name: str, filter: StepFilter) -> str:
-    """Return a column; the service's behind a plus where SQLite, to which all are alike, had better use another index:
-    most steps may be of the same one.
+    """Return a column, behind a plus where SQLite, to which all indexes are alike, had better use that of something
+    else: of the service, as most steps may be of the same one; and of all, where ids say which steps there may be.
     """
-    statuses = _several(filter.status)
+    statuses = several(filter.status)
     is_narrowed = any(getattr(filter, other) for other in _NARROW) or (statuses and "success" not in statuses)
-    return f"+s.{name}" if name == "service" and is_narrowed else f"s.{name}"
+    return f"+s.{name}" if filter.ids or (name == "service" and is_narrowed) else f"s.{name}"
+
+
+def has_index(filter: StepFilter) -> bool:
+    """Tell whether there is an index, but for that on time, that finds steps by something of the filter."""
+    statuses = several(filter.status)
+    is_soft = filter.has_soft_error or filter.soft_error or filter.reaction
+    is_narrowed = any(getattr(filter, name) for name in _NARROW if name != "root_only")
+    return bool(is_narrowed or is_soft or filter.service or (statuses and "success" not in statuses))
 
 
 def _add_flags(where: Where, filter: StepFilter, *, runs: bool) -> None:
@@ -243,7 +262,7 @@ def _add_flags(where: Where, filter: StepFilter, *, runs: bool) -> None:
     if filter.has_feedback is not None:
         where.add("s.feedback IS NOT NULL" if filter.has_feedback else "s.feedback IS NULL")
     _add_soft_errors(where, filter, runs=runs)
-    if tags := _several(filter.tag_any):
+    if tags := several(filter.tag_any):
         places = ", ".join("?" * len(tags))
         where.add(f"EXISTS ({_OF_STEP.format(tag=f'IN ({places})')})", *tags)
 
@@ -281,10 +300,10 @@ def _add_ids(where: Where, filter: StepFilter) -> None:
 
 
 def _some(name: str, ids: Sequence[str]) -> tuple[str, ...]:
-    several = _several(ids)
-    if len(several) > MAX_PAGE:
-        raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(several)}")
-    return several
+    found = several(ids)
+    if len(found) > MAX_PAGE:
+        raise UsageError(f"{name} may be {MAX_PAGE} at most, got {len(found)}")
+    return found
 
 
 def _add_traces(where: Where, ids: Sequence[str]) -> None:
@@ -360,12 +379,13 @@ def _where_threads(filter: ThreadFilter) -> Where:
         where.add("t.environment = ?", filter.environment)
     if filter.user is not None:
         where.add("(t.user_name = ? OR json_extract(t.user, '$.id') = ?)", filter.user, filter.user)
-    for tag in _several(filter.tag):
+    for tag in several(filter.tag):
         where.add("EXISTS (SELECT 1 FROM json_each(t.tags) WHERE value = ?)", tag)
     return where
 
 
-def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+def several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the values of which a step must have one, or all."""
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)

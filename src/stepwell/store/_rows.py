@@ -395,7 +395,7 @@ def run_row(row: Sequence[Any], sums: Sequence[Any]) -> RunRow:
     return RunRow(*values)
 
 
-def facets_of(rows: Sequence[Sequence[Any]], names: Sequence[str], *, more: bool) -> Facets:
+def facets_of(rows: Sequence[Sequence[Any]], more: bool, names: Sequence[str]) -> Facets:
     """Count the values of rows: number, time, and the columns of `FACET_SQL` or `THREAD_FACET_SQL`."""
     columns = list(zip(*rows, strict=True))[3:] or [()] * len(names)
     counted: dict[str, Counter[Any]] = dict(zip(names, map(Counter, columns), strict=True))

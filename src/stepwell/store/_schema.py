@@ -65,7 +65,8 @@ triggers `steps_unasked` and `threads_left` forget what a step asked that goes, 
 What deletions need, since version 3:
 
 `state`, one row: `last_number`, `last_message` and `last_pack` are numbers of steps, messages and packs that were given
-before the latest deletion and are not given again, since cursors and references may still name them. `sweep` counts
+before the latest deletion and are not given again, since cursors and references may still name them: a deletion of
+steps takes the next number itself, so `last_number` is greater than any that was read before it. `sweep` counts
 the deletions of messages: who remembers numbers of messages forgets them when it has grown. `unlisted_step` and
 `unlisted_pack`: rows numbered up to these, which older versions wrote, are not in the tables below yet; 0 when all are.
 
@@ -113,6 +114,7 @@ marked `stray` and have indexes of their own.
 | newest steps; newest runs | `steps_start`; `steps_top` |
 | runs that did not succeed, of an agent | `steps_top_unsuccessful`, `steps_top_agent_id` |
 | steps of a thread, of a model, of an agent | `steps_thread`, `steps_model`, `steps_agent_id` |
+| steps of a type, name or environment | `rollups_key` tells the hours in which there were any, then `steps_start` |
 | steps of a user, of a service | `steps_user`, `steps_service` |
 | failed, cancelled and pending steps | `steps_unsuccessful` |
 | steps with an error, of a type of error | `steps_errors`, `steps_error_type` |

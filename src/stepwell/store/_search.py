@@ -29,14 +29,15 @@ from stepwell.store._messages import Bodies
 from stepwell.store._packs import PackReader
 from stepwell.store._query import Keyset, select_steps
 from stepwell.store._texts import match_of, text_of
-from stepwell.store._tree import relatives
+from stepwell.store._tree import members
 
-__all__ = ["among", "forget_index", "index_more", "select_found"]
+__all__ = ["among", "forget_index", "index_more", "sample_found", "select_found"]
 
 MAX_TAIL: Final = 2_000
 _ROWS: Final = 50
 _COMMON: Final = 5_000  # matches, from which on steps are walked instead
 _WALKED, _RUNS_WALKED, _WALKS = 500, 100, 20  # steps at once, runs at once, and how often
+_SAMPLED, _ENOUGH = 12_000, 100  # steps looked at, from which on so many that match are enough of a sample
 _SPREAD: Final = 20  # positions for each of them: what lies between is read, too
 _STALE: Final = 10_000  # texts of older states and deleted steps, besides as many as there are steps
 _CREATE: Final = (
@@ -173,10 +174,26 @@ def select_found(
     """Return the rows of a page as `select_steps` has them, of the steps that a text finds, or of those at the top that
     have such a step in their run.
     """
-    rows = _walk(db, columns, filter, match_of(text), page) if _is_common(db, text) else None
-    if rows is None:
-        found = among(db, text, roots=filter.root_only)
-        rows = db.execute(*select_steps(columns, filter, page, among=found)).fetchall()
+    walked = _walk(db, columns, filter, match_of(text), page, page.limit + 1) if _is_common(db, text) else None
+    return _select_all(db, columns, filter, text, page) if walked is None else walked[0]
+
+
+def sample_found(
+    db: sqlite3.Connection, columns: str, filter: StepFilter, text: str, page: Keyset
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Return such rows, and whether there are more: as many as are found in good time, at least `_ENOUGH`."""
+    walked = _walk(db, columns, filter, match_of(text), page, _ENOUGH) if _is_common(db, text) else None
+    if walked is None:
+        rows = _select_all(db, columns, filter, text, page)
+        return rows[: page.limit], len(rows) > page.limit
+    return walked[0][: page.limit], walked[1]
+
+
+def _select_all(
+    db: sqlite3.Connection, columns: str, filter: StepFilter, text: str, page: Keyset
+) -> list[tuple[Any, ...]]:
+    found = among(db, text, roots=filter.root_only)
+    rows: list[tuple[Any, ...]] = db.execute(*select_steps(columns, filter, page, among=found)).fetchall()
     return rows
 
 
@@ -185,39 +202,76 @@ def _is_common(db: sqlite3.Connection, text: str) -> bool:
     return _has_index(db) and db.execute(query, (match_of(text), _COMMON)).fetchone()[0] == _COMMON
 
 
-def _walk(
-    db: sqlite3.Connection, columns: str, filter: StepFilter, match: str, page: Keyset
-) -> list[tuple[Any, ...]] | None:
-    """Look at the steps in the list's order until the page is full; None where too few match or they lie far apart.
+def _walk(  # noqa: PLR0917 (a page of a search, and when there is enough of it)
+    db: sqlite3.Connection, columns: str, filter: StepFilter, match: str, page: Keyset, enough: int
+) -> tuple[list[tuple[Any, ...]], bool] | None:
+    """Look at the steps in the list's order until the page is full, or a sample has been found; return what was found,
+    and whether there is more. None where too few match or they lie far apart.
 
     Of a word that many steps have, this reads a few hundred steps instead of all that have it.
     """
     found: list[tuple[Any, ...]] = []
-    tail = {*_tail(db, match)}
+    matches = _Matches(db, match)
     size = _RUNS_WALKED if filter.root_only else _WALKED
     steps = Keyset("x", size, None, "asc" if page.direction == "ASC" else "desc")
     steps.after = page.after
     for _ in range(_WALKS):
-        rows = db.execute(*select_steps(f"s.id, {_POSITION}, {columns}", filter, steps)).fetchall()[:size]
-        inside = _inside(db, rows) if filter.root_only else [(row[0], row[0], row[3]) for row in rows]
-        first, last = min((each[2] for each in inside), default=0), max((each[2] for each in inside), default=0)
-        if last - first > _SPREAD * max(len(inside), _WALKED):
+        if matches.looked_at >= _SAMPLED and len(found) >= enough:
+            return found, True
+        rows = db.execute(*select_steps(f"s.id, s.root_run_id, {_POSITION}, {columns}", filter, steps)).fetchall()
+        more = len(rows) > size
+        del rows[size:]
+        having = matches.runs(rows) if filter.root_only else matches.among((row[0], row[0], row[4]) for row in rows)
+        if having is None:
+            break
+        found += [(*row[:2], *row[5:]) for row in rows if row[0] in having]
+        if len(found) > page.limit or not more:
+            return found[: page.limit + 1], len(found) > page.limit
+        steps.after = rows[-1][1], rows[-1][0]
+    return (found, True) if len(found) >= enough else None
+
+
+class _Matches:
+    """Says which steps match, and which runs have one that does; `looked_at` is how many it was asked of."""
+
+    def __init__(self, db: sqlite3.Connection, match: str) -> None:
+        self.looked_at = 0
+        self._db = db
+        self._match = match
+        self._tail = {*_tail(db, match)}
+
+    def among(self, steps: Iterable[tuple[int, int, int]]) -> set[int] | None:
+        """Return the first of those triples whose step matches; the others are the step's number and position.
+
+        None where the steps lie so far apart that the index would tell too much of what is between them.
+        """
+        several = list(steps)
+        self.looked_at += len(several)
+        first, last = min((each[2] for each in several), default=0), max((each[2] for each in several), default=0)
+        if last - first > _SPREAD * max(len(several), _WALKED):
             return None
         query = "SELECT rowid FROM step_texts WHERE step_texts MATCH ? AND rowid BETWEEN ? AND ?"
-        positions = {position for (position,) in db.execute(query, (match, first, last))}
-        having = {listed for listed, number, position in inside if position in positions or number in tail}
-        found += [(*row[:2], *row[4:]) for row in rows if row[0] in having]
-        if len(found) > page.limit or len(rows) < size:
-            return found[: page.limit + 1]
-        steps.after = rows[-1][1], rows[-1][0]
-    return None
+        positions = {position for (position,) in self._db.execute(query, (self._match, first, last))}
+        return {listed for listed, number, position in several if position in positions or number in self._tail}
+
+    def runs(self, rows: list[tuple[Any, ...]]) -> set[int] | None:
+        """Return the numbers of runs, of rows that begin with number, start, id, root and position, that have a step
+        that matches: most often it is what the run itself was asked, or returned.
+        """
+        listed = {row[2]: row[0] for row in rows}
+        owned = ((row[2] if row[3] is None else row[3], row[0], row[4]) for row in rows)
+        having = self.among((listed[id], *step) for id, *step in owned if id in listed) or set()
+        left = [row for row in rows if row[0] not in having]
+        if not left:
+            return having
+        others = self.among(_inside(self._db, left))
+        return None if others is None else having | others
 
 
 def _inside(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> list[tuple[int, int, int]]:
     """Return the steps of runs, themselves included: number of the run, number and position of the step."""
     listed = {row[2]: row[0] for row in rows}
-    family = relatives(db, f"s.number, {_POSITION}", listed)
-    owned = ((id if root is None else root, number, position) for id, _, root, number, position in family.values())
+    owned = members(db, f"s.number, {_POSITION}", list(listed))
     return [(listed[owner], number, position) for owner, number, position in owned if owner in listed]
 
 

@@ -14,19 +14,20 @@ from typing import Any
 
 from stepwell.store._query import id_range
 
-__all__ = ["Children", "below", "children_of", "in_order", "relatives"]
+__all__ = ["Children", "below", "children_of", "in_order", "members", "relatives"]
 
 Id = bytes | str
 Rows = dict[Id, tuple[Any, ...]]  # by id; each begins with id, parent_id, root_run_id
 Children = dict[Id | None, list[tuple[Any, ...]]]
 
 _CHUNK = 400
+_STRAYS = "SELECT 1 FROM steps WHERE stray LIMIT 1"
 
 
 def relatives(db: sqlite3.Connection, columns: str, ids: Iterable[Id]) -> Rows:
     """Return these steps and at least all steps below them, with the columns after id, parent_id and root_run_id."""
     select = f"SELECT s.id, s.parent_id, s.root_run_id, {columns} FROM steps s WHERE"
-    has_strays = db.execute("SELECT 1 FROM steps WHERE stray LIMIT 1").fetchone() is not None
+    has_strays = db.execute(_STRAYS).fetchone() is not None
     rows: Rows = {}
     heads: set[bytes] = set()
     wanted = list(ids)
@@ -37,6 +38,18 @@ def relatives(db: sqlite3.Connection, columns: str, ids: Iterable[Id]) -> Rows:
     return rows
 
 
+def members(db: sqlite3.Connection, columns: str, ids: Sequence[Id]) -> list[tuple[Any, ...]]:
+    """Return the columns of at least all steps that say that they are of these runs, after the id of the run; of what
+    is in no run, its own.
+    """
+    heads = {id[:8]: id_range(id) for id in ids if not isinstance(id, str)}
+    if any(isinstance(id, str) for id in ids) or db.execute(_STRAYS).fetchone() is not None:
+        return [(row[0] if row[2] is None else row[2], *row[3:]) for row in relatives(db, columns, ids).values()]
+    select = f"SELECT ifnull(s.root_run_id, s.id), {columns} FROM (VALUES {', '.join(['(?, ?)'] * len(heads))}) v"
+    bounds = [bound for both in heads.values() for bound in both]
+    return db.execute(f"{select} CROSS JOIN steps s ON s.id BETWEEN v.column1 AND v.column2", bounds).fetchall()
+
+
 def _load(db: sqlite3.Connection, select: str, ids: list[Id], heads: set[bytes]) -> Rows:
     rows: Rows = {}
     for id in ids:
@@ -44,7 +57,7 @@ def _load(db: sqlite3.Connection, select: str, ids: list[Id], heads: set[bytes])
             rows.update((row[0], row) for row in db.execute(f"{select} s.id = ?", (id,)))
         elif (head := id[:8]) not in heads:
             heads.add(head)
-            rows.update((row[0], row) for row in db.execute(f"{select} s.id BETWEEN ? AND ?", id_range(id)))
+            rows.update({row[0]: row for row in db.execute(f"{select} s.id BETWEEN ? AND ?", id_range(id))})
     return rows
 
 

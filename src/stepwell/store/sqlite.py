@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from operator import itemgetter
@@ -51,6 +51,7 @@ from stepwell.store._judgements import read_judgements
 from stepwell.store._messages import Bodies, Numbers
 from stepwell.store._query import Keyset, select_scores, select_steps, select_threads
 from stepwell.store._questions import read_alike
+from stepwell.store._rare import select_by_hours
 from stepwell.store._rollups import count_more, count_statuses, read_rollups
 from stepwell.store._rows import (
     FACET_SQL,
@@ -73,7 +74,7 @@ from stepwell.store._rows import (
 )
 from stepwell.store._run_sums import RunSums
 from stepwell.store._schema import LAST_POSITION
-from stepwell.store._search import index_more, select_found
+from stepwell.store._search import index_more, sample_found, select_found
 from stepwell.store._soft_errors import judge_more
 from stepwell.store._tree import below, children_of, relatives
 from stepwell.store._users import read_users
@@ -155,8 +156,14 @@ class SqliteStore:
 
     def add(self, frames: Sequence[bytes]) -> AddResult:
         """Take JSON record lines, all that are valid, in one transaction that is committed on return."""
+        return self.add_in_turn(frames, lambda: None)
+
+    def add_in_turn(self, frames: Sequence[bytes], turn: Callable[[], object]) -> AddResult:
+        """Take lines as `add` does; `turn` is called between making them ready and writing, and may wait."""
+        intake = Intake(frames)
+        turn()
         try:
-            return self._add(Intake(frames))
+            return self._add(intake)
         except OverflowError:
             return self._add(Intake(frames, check_numbers=True))
 
@@ -240,13 +247,14 @@ class SqliteStore:
         """Count the values of the fields by which a list is narrowed, among its latest 1,000 steps or threads."""
         page = Keyset("s", MAX_PAGE, None, "desc")
         with self._connections.reading() as db:
-            if isinstance(filter, ThreadFilter):
+            if isinstance(filter, StepFilter) and filter.text is not None:
+                return facets_of(*sample_found(db, FACET_SQL, filter, filter.text, page), FACETS)
+            if isinstance(filter, StepFilter):
+                names, rows = FACETS, _select(db, FACET_SQL, filter, page)
+            else:
                 names = THREAD_FACETS
                 rows = db.execute(*select_threads(THREAD_FACET_SQL, filter, page)).fetchall()
-            else:
-                names = FACETS
-                rows = _select(db, FACET_SQL, filter, page)
-        return facets_of(rows[:MAX_PAGE], names, more=len(rows) > MAX_PAGE)
+        return facets_of(rows[:MAX_PAGE], len(rows) > MAX_PAGE, names)
 
     def histogram(self, filter: StepFilter = _ALL_STEPS) -> Histogram | None:
         """Count the steps of a filter over time, None where that would take more than some milliseconds."""
@@ -423,10 +431,10 @@ class SqliteStore:
 
 
 def _select(db: sqlite3.Connection, columns: str, filter: StepFilter, page: Keyset) -> list[tuple[Any, ...]]:
-    if filter.text is None:
-        rows: list[tuple[Any, ...]] = db.execute(*select_steps(columns, filter, page)).fetchall()
-        return rows
-    return select_found(db, columns, filter, filter.text, page)
+    if filter.text is not None:
+        return select_found(db, columns, filter, filter.text, page)
+    rows = select_by_hours(db, columns, filter, page)
+    return db.execute(*select_steps(columns, filter, page)).fetchall() if rows is None else rows
 
 
 def _page(items: list[Item], rows: list[tuple[Any, ...]], page: Keyset) -> Page[Item]:

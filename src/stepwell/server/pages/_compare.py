@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from msgspec import UNSET, json
 
 from stepwell._render import duration
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import StepRecord
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._aligning import MAX_ACTIONS, Action, Pair, Words, align, diff_words
 from stepwell.server.pages._content import mapping, messages_of, read, tools_of
 from stepwell.server.pages._entry import Lines, generation_of, lines_of
@@ -24,7 +25,7 @@ from stepwell.store import Store
 
 __all__ = ["router"]
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 RunId = Annotated[str, Query(max_length=MAX_ID_CHARACTERS)]
 RunIds = Annotated[list[str] | None, Query(max_length=10)]

@@ -9,22 +9,25 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
+from markupsafe import Markup, escape
 
 from stepwell._render import duration
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._listing import MESSAGES, top_filter
 from stepwell.server.pages._page import Links, cost, count, moment, page
-from stepwell.server.pages._plots import Bar, instant, stacked
+from stepwell.server.pages._plots import draw_bar, instant, stacked
 from stepwell.store import Every, Rollup, RollupQuery, RunRow, StepFilter, StepRow, Store
 from stepwell.store._language import format_query
 
 __all__ = ["router"]
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 _HOUR_NS: Final = 3_600_000_000_000
 _DAY_NS: Final = 24 * _HOUR_NS
@@ -40,6 +43,7 @@ _LOOKED_AT: Final = 500  # steps, and failed steps
 _RUNS_LOOKED_AT: Final = 200  # whose sums are those of all steps below them
 _SHOWN: Final = 8
 _GROUPS: Final = 12
+_NOTHING: Final = Rollup()
 
 Span = Annotated[Literal["24h", "7d", "30d", "90d"] | None, Query()]
 Kind = Annotated[Literal["", "run", "llm", "tool", "retrieval", "embedding", "rerank"], Query()]
@@ -48,8 +52,10 @@ Group = Annotated[Literal["name", "model", "user", "type", "environment"], Query
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart of bars; `legend` names its parts, `top` is the value at its upper edge. It has no bars where there is
-    nothing to draw, so that nothing reported does not look like nothing spent.
+    """A chart of bars; `legend` names its parts, `top` is the value at its upper edge. `drawn` are the bars and `told`
+    the rows of a table that says the same, made here and not in a template because a page has hundreds of them.
+
+    It has no bars where there is nothing to draw, so that nothing reported does not look like nothing spent.
     """
 
     title: str
@@ -57,41 +63,47 @@ class Chart:
     top: str
     legend: tuple[str, str]
     kind: str
-    bars: list[Bar] = field(default_factory=list[Bar])
+    drawn: str = ""
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """The hours or days of a range, and the steps that a part of it leads to."""
+    """The hours or days of a range; each one's name, and the address of its steps for an attribute."""
 
-    links: Links
     starts: Sequence[int]
-    span_ns: int
-    type: str
+    names: Sequence[str]
+    hrefs: Sequence[str]
 
     def chart(self, title: str, kind: str, rows: dict[int, Rollup], of: _Measure) -> Chart:
         """Draw what a measure says of each hour or day."""
-        values = [of.values(rows.get(start, Rollup())) for start in self.starts]
+        values = [of.values(rows.get(start, _NOTHING)) for start in self.starts]
         top, places = stacked(values)
         if not top:
             return Chart(title, "not reported", "", of.legend, kind)
-        bars = [
-            Bar(*place, self._says(start, of.says(*pair)), self._href(start))
-            for place, start, pair in zip(places, self.starts, values, strict=True)
-        ]
-        return Chart(title, of.total(values), of.text(top), of.legend, kind, bars)
+        drawn, told = list[str](), list[str]()
+        for place, name, href, pair in zip(places, self.names, self.hrefs, values, strict=True):
+            says = escape(f"{name}: {of.says(*pair)}")
+            drawn.append(draw_bar(place, says, href, hatched=kind == "volume"))
+            told.append(f'<tr><td><a href="{href}">{says}</a></td></tr>')
+        markup = Markup("".join(drawn)), Markup("".join(told))  # noqa: S704 (of what was escaped)
+        return Chart(title, of.total(values), of.text(top), of.legend, kind, *markup)
 
-    def labels(self) -> list[str]:
-        """Return what stands below the bars, each below the first of as many bars."""
-        days = self.span_ns == _DAY_NS
-        read = ((moment(start) or {"day": ", "})["day"] for start in self.starts[:: _LABELS[len(self.starts)]])
-        return [each.split(", ")[0 if days else 1] for each in read]
 
-    def _says(self, start: int, what: str) -> str:
-        return f"{instant(start, self.span_ns)}: {what}"
+def _axis(links: Links, starts: Sequence[int], span_ns: int, type: str) -> _Axis:
+    hrefs = (links.to("steps", q=_of_time(type, start, start + span_ns)) for start in starts)
+    return _Axis(starts, [instant(start, span_ns) for start in starts], [*map(escape, hrefs)])
 
-    def _href(self, start: int) -> str:
-        return self.links.to("steps", q=_query(self.type, start, start + self.span_ns))
+
+@lru_cache(maxsize=1024)  # the same hours and days in every chart, and in the next one
+def _of_time(type: str, since_ns: int, until_ns: int) -> str:
+    return _query(type, since_ns, until_ns)
+
+
+def _labels(starts: Sequence[int], every: Every) -> list[str]:
+    """Return what stands below the bars, each below the first of as many bars."""
+    read = ((moment(start) or {"day": ", "})["day"] for start in starts[:: _LABELS[len(starts)]])
+    return [each.split(", ")[0 if every == "day" else 1] for each in read]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +185,8 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
     asked: dict[str, Any] = {"since_ns": since_ns, "until_ns": until_ns, "type": type or None}
     rows = {row.start_ns or 0: row for row in store.rollups(RollupQuery(every=every, **asked))}
     links = Links(request)
-    axis = _Axis(links, range(since_ns, until_ns, step_ns), step_ns, type)
+    starts = range(since_ns, until_ns, step_ns)
+    axis = _axis(links, starts, step_ns, type)
     groups = sorted(store.rollups(RollupQuery(every=None, by=(by,), **asked)), key=_worth, reverse=True)
     recent = StepFilter(since_ns=since_ns, until_ns=until_ns)
     context = {
@@ -185,12 +198,12 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
         "by": by,
         "dimensions": ("name", "model", "user", "type", "environment"),
         "charts": [
-            _runs_chart(store, axis, rows, of, asked)
+            _runs_chart(store, axis, _axis(links, starts, step_ns, "run"), rows, of, asked | {"every": every})
             if kind == "speed" and not type
             else axis.chart(title, kind, rows, of)
             for title, kind, of in _CHARTS
         ],
-        "labels": axis.labels(),
+        "labels": _labels(starts, every),
         "groups": [(row, getattr(row, by), _group_link(links, type, by, row, since_ns)) for row in groups[:_GROUPS]],
         "all_groups": len(groups),
         "looked_at": _LOOKED_AT,
@@ -201,18 +214,15 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
     return page(request, "dashboard.html", context)
 
 
-def _runs_chart(store: Store, axis: _Axis, rows: dict[int, Rollup], of: _Measure, asked: dict[str, Any]) -> Chart:
+def _runs_chart(  # noqa: PLR0917 (what the chart of durations is made of)
+    store: Store, axis: _Axis, of_runs: _Axis, rows: dict[int, Rollup], of: _Measure, asked: dict[str, Any]
+) -> Chart:
     """Draw the durations of runs: those of messages and tools beside them would say nothing. Without runs, of all."""
-    every: Every = "hour" if axis.span_ns == _HOUR_NS else "day"
-    runs = {
-        row.start_ns or 0: row
-        for row in store.rollups(
-            RollupQuery(every=every, type="run", since_ns=asked["since_ns"], until_ns=asked["until_ns"])
-        )
-    }
+    of_type: dict[str, Any] = {**asked, "type": "run"}
+    runs = {row.start_ns or 0: row for row in store.rollups(RollupQuery(**of_type))}
     if not any(row.duration_ns for row in runs.values()):
         return axis.chart("Duration", "speed", rows, of)
-    return replace(axis, type="run").chart("Duration of runs", "speed", runs, of)
+    return of_runs.chart("Duration of runs", "speed", runs, of)
 
 
 def _worth(row: Rollup) -> tuple[float, int]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from msgspec import UNSET, json
 
 from stepwell._answers import in_full
 from stepwell.errors import NotFoundError
 from stepwell.model import StepRecord
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._address import Address, RunLook
 from stepwell.server.pages._caching import Prompt, breaks, prompt_of
 from stepwell.server.pages._content import Message, mapping, message_of, messages_of, part_of, read, tools_of
@@ -39,7 +40,7 @@ MAX_STEPS: Final = 2_000
 MAX_LISTED: Final = 100
 _RUNS: Final = 100
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @dataclass(frozen=True, slots=True)

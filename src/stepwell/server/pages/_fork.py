@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from msgspec import UNSET, Raw, json
 
 from stepwell._answers import in_full
@@ -19,6 +19,7 @@ from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.errors import NotFoundError
 from stepwell.model import Score, StepRecord
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._aligning import Words, diff_words
 from stepwell.server.pages._caching import Prompt, differences, prompt_of
 from stepwell.server.pages._content import Message, mapping, message_of, messages_of, read
@@ -53,7 +54,7 @@ _ENDED: Final[dict[str | None, Outcome]] = {
     "success": "good", "failed": "bad", "cancelled": "bad", "interrupted": "bad",
 }  # fmt: skip
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 Id = Annotated[str, Query(max_length=MAX_ID_CHARACTERS)]
 

@@ -6,10 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from stepwell.server._access import InPlace, access_of
 from stepwell.server._places import Place
+from stepwell.server._routing import Router
 from stepwell.server.pages._listing import (
     ROWS,
     Back,
@@ -35,7 +36,7 @@ from stepwell.store._shell import shell_line, steps_as_sql, threads_as_sql
 
 __all__ = ["router"]
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 Messages = Annotated[bool, Query(description="Also messages that are in no run.")]
 

@@ -11,13 +11,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from msgspec import json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from stepwell.server._access import InStore
 from stepwell.server._errors import Problem
+from stepwell.server._routing import Router
 from stepwell.server.pages._listing import MESSAGES, QueryText, read_query, top_filter
 from stepwell.store import StepFilter, Store
 from stepwell.store._conditions import thread_filter
@@ -29,7 +30,7 @@ MAX_S: Final = 300.0  # then the browser connects again
 MAX_STREAMS: Final = 64
 _AT_ONCE: Final = 500
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 Kind = Literal["runs", "threads", "steps"]
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Annotated, Final
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from stepwell.server._access import KEY_COOKIE
 from stepwell.server._keys import Failures, KeyRing
+from stepwell.server._routing import Router
 from stepwell.server.pages._page import Links, page
 
 __all__ = ["router"]
@@ -22,7 +23,7 @@ __all__ = ["router"]
 MAX_AGE_S: Final = 30 * 86_400
 MAX_NEXT: Final = 8_000
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 Next = Annotated[str, Query(max_length=MAX_NEXT)]
 

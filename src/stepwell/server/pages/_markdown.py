@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from markdown_it import MarkdownIt
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 __all__ = ["is_markdown", "markdown_html"]
 
@@ -30,6 +32,8 @@ def is_markdown(text: str) -> bool:
 
 @lru_cache
 def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # of all that pages need what takes longest to import: no start waits for it
+
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": 20})
     parser.enable(["table", "strikethrough"]).disable(["image", "html_block", "html_inline", "entity", "reference"])
     parser.validateLink = lambda url: _LINK.match(url) is not None  # type: ignore[method-assign]

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._page import page
 from stepwell.server.pages._runs import StepId, families_of
 from stepwell.server.pages._sharing import markdown_of
@@ -23,7 +24,7 @@ __all__ = ["lines_of_parts", "router"]
 PER_PAGE: Final = 500
 MAX_LINES: Final = 20_000  # each page reads the run from its beginning
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @router.get("/lines/{id:path}")

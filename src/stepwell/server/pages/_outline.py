@@ -7,12 +7,12 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import median
 from typing import Final, Literal
 
-from stepwell.model import MESSAGE_TYPES
 from stepwell.server.pages._rows import Family, Row
 
 __all__ = ["GROUP", "PAGE_CHILDREN", "PAGE_ROWS", "Group", "Item", "Look", "outline"]
@@ -60,8 +60,7 @@ class Look:
 
     `level` folds what is deeper, `opened` and `closed` are steps that differ from that. `children_of` is the parent
     whose children are shown from `first` on. `only` are the steps that are shown, and `marked` those that are not to be
-    in a group. `fold_runs` folds nested runs. `within` are the steps that there are, if not all, each with how many of
-    them are at and below it.
+    in a group. `fold_runs` folds nested runs.
     """
 
     level: int | None = None
@@ -74,7 +73,6 @@ class Look:
     only: frozenset[str] | None = None
     marked: frozenset[str] = frozenset()
     needed: frozenset[str] = field(default=frozenset(), kw_only=True)
-    within: Mapping[str, int] | None = field(default=None, kw_only=True)
 
     def opens(self, row: Row) -> bool:
         """Say whether a row's children are shown."""
@@ -86,10 +84,6 @@ class Look:
         if self.fold_runs and row.depth and row.step.type == "run":
             return False
         return self.level is None or row.depth < self.level
-
-    def steps(self, row: Row) -> int:
-        """Return how many steps there are at and below a row."""
-        return row.sums.steps if self.within is None else self.within.get(row.step.id, 0)
 
     def keeps_apart(self, row: Row) -> bool:
         """Say whether a row is to be seen although its neighbours are like it."""
@@ -115,63 +109,98 @@ def outline(family: Family, look: Look) -> list[Item]:
             if item.is_open:
                 waiting.extend(reversed(_below(item.row, look)))
             else:
-                item.hidden = look.steps(item.row) - 1
+                item.hidden = item.row.sums.steps - 1
     return items
 
 
 def _below(row: Row, look: Look) -> Sequence[Item]:
     if look.only is not None:
         return [Item("step", child, child.depth) for child in row.children if child.step.id in look.only]
-    children = row.children if look.within is None else [child for child in row.children if look.steps(child)]
-    items = list(_grouped(children, look))
-    if len(items) <= PAGE_CHILDREN:
-        return items
-    first = _first_of(row, items, look)
-    last = min(first + PAGE_CHILDREN, len(items))
-    shown = items[first:last]
+    folds = list(_folds(row, look))
+    count = len(row.children) - sum(fold.saved for fold in folds)
+    if count <= PAGE_CHILDREN:
+        return list(_items(row, folds, 0, count))
+    first = _first_of(row, folds, count, look)
+    last = min(first + PAGE_CHILDREN, count)
+    shown = list(_items(row, folds, first, last))
+    before = sum(map(_steps_of, _items(row, folds, 0, first)))
+    after = row.sums.steps - 1 - before - sum(map(_steps_of, shown))
     if first:
-        shown.insert(0, _more(look, row, items, 0, first))
-    if last < len(items):
-        shown.append(_more(look, row, items, last, len(items)))
+        shown.insert(0, _more(row, before, 0, first, count))
+    if last < count:
+        shown.append(_more(row, after, last, count, count))
     return shown
 
 
-def _first_of(row: Row, items: Sequence[Item], look: Look) -> int:
+@dataclass(slots=True)
+class _Fold:
+    """Children `first` to `last` (excluded) as one item, followed by those that are kept apart."""
+
+    first: int
+    last: int
+    apart: Sequence[Row]
+
+    @property
+    def saved(self) -> int:
+        """How many items fewer than children there are."""
+        return self.last - self.first - 1 - len(self.apart)
+
+
+def _folds(row: Row, look: Look) -> Iterator[_Fold]:
+    """Yield what becomes a group among a row's children, in order: the others are an item each."""
+    for first, last in row.alike:
+        if last - first >= GROUP and row.children[first].step.id not in look.opened:
+            yield _Fold(first, last, [child for child in row.children[first:last] if look.keeps_apart(child)])
+
+
+def _items(row: Row, folds: Sequence[_Fold], first: int, last: int) -> Iterator[Item]:
+    """Yield the items of a row's children from one place to another, making only those."""
+    place = child = 0  # where the next item stands, and which child it begins with
+    for fold in (*folds, None):
+        alone = (len(row.children) if fold is None else fold.first) - child
+        skipped = min(max(first - place, 0), alone)
+        wanted = min(max(last - place, 0), alone)
+        yield from (Item("step", each, each.depth) for each in row.children[child + skipped : child + wanted])
+        place += alone
+        if fold is None or place >= last:
+            return
+        if place + 1 + len(fold.apart) > first:
+            items = _group(row.children[fold.first : fold.last], fold.apart)
+            yield from islice(items, max(first - place, 0), last - place)
+        place += 1 + len(fold.apart)
+        child = fold.last
+
+
+def _first_of(row: Row, folds: Sequence[_Fold], count: int, look: Look) -> int:
     """Return where the children shown begin: as the address says, else where the selected one is."""
     if row.step.id == look.children_of:
-        return min(look.first, len(items) - 1)
-    at = next((at for at, item in enumerate(items) if item.kind == "step" and _is_needed(item.row, look)), 0)
-    return at // PAGE_CHILDREN * PAGE_CHILDREN
+        return min(look.first, count - 1)
+    if look.selected is None and not look.needed:
+        return 0
+    at = next((at for at, child in enumerate(row.children) if _is_needed(child, look)), 0)
+    before = sum(fold.saved for fold in folds if fold.last <= at)
+    inside = next((fold for fold in folds if fold.first <= at < fold.last), None)
+    if inside is not None and _is_needed(row.children[at], look):
+        before = before + at - inside.first - 1 - inside.apart.index(row.children[at])
+    return (at - before) // PAGE_CHILDREN * PAGE_CHILDREN
 
 
 def _is_needed(row: Row, look: Look) -> bool:
     return row is look.selected or row.step.id in look.needed
 
 
-def _more(look: Look, row: Row, items: Sequence[Item], first: int, last: int) -> Item:
-    hidden = sum(item.hidden if item.kind == "group" else look.steps(item.row) for item in items[first:last])
-    return Item("more", row, row.depth + 1, hidden, first=first, last=last, of=len(items))
+def _steps_of(item: Item) -> int:
+    return item.hidden if item.kind == "group" else item.row.sums.steps
 
 
-def _grouped(rows: Sequence[Row], look: Look) -> Iterator[Item]:
-    """Yield siblings, those that are like their neighbours as one item, followed by its members that are kept apart."""
-    at = 0
-    while at < len(rows):
-        end = at + 1
-        while end < len(rows) and _alike(rows[at], rows[end]):
-            end += 1
-        members = rows[at:end]
-        if len(members) < GROUP or members[0].step.id in look.opened:
-            yield from (Item("step", row, row.depth) for row in members)
-        else:
-            yield from _group(members, look)
-        at = end
+def _more(row: Row, hidden: int, first: int, last: int, of: int) -> Item:
+    return Item("more", row, row.depth + 1, hidden, first=first, last=last, of=of)
 
 
-def _group(members: Sequence[Row], look: Look) -> Iterator[Item]:
-    apart = [row for row in members if look.keeps_apart(row)]
-    hidden = sum(map(look.steps, members)) - sum(map(look.steps, apart))
-    took = [row.duration_ns for row in members if row.duration_ns is not None]
+def _group(members: Sequence[Row], apart: Sequence[Row]) -> Iterator[Item]:
+    """Yield siblings that are like one another as one item, followed by those that are kept apart."""
+    hidden = sum(row.sums.steps for row in members) - sum(row.sums.steps for row in apart)
+    took = [ns for row in members if (ns := row.duration_ns) is not None]
     whole = Group(
         len(members),
         sum(row.sums.worst == "failed" for row in members),
@@ -182,8 +211,3 @@ def _group(members: Sequence[Row], look: Look) -> Iterator[Item]:
     )
     yield Item("group", members[0], members[0].depth, hidden, group=whole)
     yield from (Item("step", row, row.depth) for row in apart)
-
-
-def _alike(one: Row, other: Row) -> bool:
-    kind = one.step.type
-    return kind == other.step.type and one.step.name == other.step.name and kind not in MESSAGE_TYPES

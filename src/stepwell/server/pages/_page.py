@@ -10,16 +10,19 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.resources import files
-from typing import Any, Final
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus, urlencode
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.types import Scope
 
 from stepwell._render import duration, size
 from stepwell.store import Reaction
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["Links", "compile_templates", "cost", "count", "moment", "page", "path_within", "render", "static_file"]
 
@@ -38,6 +41,7 @@ _HEADERS: Final = {
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _FIRST: Final = frozenset(("base.html", "_macros.html", "_message.html", "_panel.html", "run.html"))
 _IN_PATH: Final = "~!$&'()*+,;=:@"
+_making: Final = Lock()
 _REACTIONS: Final[Mapping[Reaction, str]] = {
     "same_call": "same call again",
     "other_arguments": "same tool, other arguments",
@@ -129,15 +133,26 @@ def moment(ns: int | None) -> dict[str, str] | None:
     }
 
 
-@lru_cache
 def _environment() -> Environment:
+    with _making:  # or two threads that come at once would have one each, and compile all twice
+        return _made_environment()
+
+
+@lru_cache
+def _made_environment() -> Environment:
+    from jinja2 import Environment, StrictUndefined  # no start waits for it
+
+    from stepwell.server.pages._compiled import KeptTemplates, OneByOne, cache_folder  # which needs it too
+
     environment = Environment(
-        loader=PackageLoader("stepwell.server.pages"),
+        loader=OneByOne("stepwell.server.pages"),
+        bytecode_cache=KeptTemplates(cache_folder()),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
+        auto_reload=False,
     )
     formatters: dict[str, Any] = {"duration": duration, "size": size, "count": count, "cost": cost, "moment": moment}
     formatters["reaction"] = _REACTIONS.__getitem__
@@ -146,7 +161,7 @@ def _environment() -> Environment:
 
 
 def compile_templates() -> Iterator[str]:
-    """Compile all templates, those of a run first: half a second that the first visitor would wait for.
+    """Load all templates, those of a run first; where they are compiled, half a second that visitors would wait for.
 
     Yields each one's name, for whoever has to stop in between.
     """

@@ -12,7 +12,7 @@ from typing import Final
 from stepwell.server.pages._page import moment
 from stepwell.store._summaries import DAY_NS, HOUR_NS
 
-__all__ = ["MAX_BARS", "Bar", "Scale", "instant", "scale_of", "stacked"]
+__all__ = ["MAX_BARS", "Scale", "draw_bar", "instant", "scale_of", "stacked"]
 
 MAX_BARS: Final = 60
 _MAX_DAYS: Final = 9  # ticks that say a day
@@ -34,28 +34,12 @@ _UNITS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What a plot has at one time: two parts on one another, in percent of the plot, where it leads, what it says.
-
-    `n` is how many it stands for, where it stands for many.
-    """
-
-    x: float
-    width: float
-    low: float
-    high: float
-    says: str
-    href: str
-    n: int | None = None
+Place = tuple[float, float, float, float]
 
 
-def stacked(
-    values: Sequence[tuple[float, float]], least: float = 0.0
-) -> tuple[float, list[tuple[float, float, float, float]]]:
-    """Return the value at a plot's upper edge, 0 where there is nothing, and the first four members of its bars.
-
-    What is not nothing is `least` percent high.
+def stacked(values: Sequence[tuple[float, float]], least: float = 0.0) -> tuple[float, list[Place]]:
+    """Return the value at a plot's upper edge, 0 where there is nothing, and where its bars are: x, width, and how high
+    their lower and upper parts are, in percent of the plot. What is not nothing is `least` percent high.
     """
     top = max((low + high for low, high in values), default=0)
     if not top:
@@ -69,6 +53,23 @@ def stacked(
         (round(at * width, 2), round(width * 0.86, 2), height(low), height(high))
         for at, (low, high) in enumerate(values)
     ]
+
+
+def draw_bar(place: Place, says: str, href: str, n: int | None = None, *, hatched: bool = False) -> str:
+    """Return the HTML of a bar of words and a link that are escaped already; `n` is how many it stands for.
+
+    The upper part is hatched where it tells of failures, which are not to be told by a colour alone.
+    """
+    x, width, low, high = place
+    at = f'x="{x}%" width="{width}%"'
+    many = "" if n is None else f' data-n="{n}"'
+    parts = [f'<rect class="hit" {at} y="0" height="100%"/>']
+    if low:
+        parts.append(f'<rect class="low" {at} y="{round(100 - low, 2)}%" height="{low}%"/>')
+    if high:
+        look = 'fill="url(#hatch)"' if hatched else 'class="high"'
+        parts.append(f'<rect {look} {at} y="{round(100 - low - high, 2)}%" height="{high}%"/>')
+    return f'<a href="{href}" aria-label="{says}"{many}><title>{says}</title>{"".join(parts)}</a>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _floor(ns: int, step_ns: int) -> int:
 
 def instant(ns: int, step_ns: int) -> str:
     """Write when a bar of this length begins, as exactly as it needs."""
-    at = moment(ns)
+    at = moment(max(ns, 0))  # the first Monday is after the epoch
     if at is None:
         return ""
     if step_ns % _SECOND_NS:
@@ -133,7 +134,7 @@ def instant(ns: int, step_ns: int) -> str:
 
 
 def _label(ns: int, step_ns: int, *, first: bool) -> str:
-    at = moment(ns) or {"read": "", "day": ", "}
+    at = moment(max(ns, 0)) or {"read": "", "day": ", "}
     day, _, minute = at["day"].partition(", ")
     if step_ns >= 28 * DAY_NS:
         return at["read"][:10]

@@ -12,13 +12,14 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, cast
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
 from stepwell.server._access import InPlace
 from stepwell.server._errors import Problem
 from stepwell.server._places import Place
+from stepwell.server._routing import Router
 from stepwell.server.pages._address import RunLook
 from stepwell.server.pages._judging import VALUES, keep_judgement, read_form
 from stepwell.server.pages._listing import Cursor, QueryText, Sorted
@@ -43,7 +44,7 @@ REVIEWER: Final = "stepwell_reviewer"
 _TOKEN: Final = re.compile(r"[0-9a-f]{32}")
 _MAX_AGE_S: Final = 30 * 86_400
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 Which = Literal["runs", "steps"]
 Name = Annotated[str, Query(min_length=1, max_length=MAX_NAME)]

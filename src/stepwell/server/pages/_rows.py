@@ -100,6 +100,14 @@ class Row:
     children: list[Row] = field(default_factory=list["Row"])
     missing: int = 0
     on_clock: bool = False
+    _alike: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def alike(self) -> Sequence[tuple[int, int]]:
+        """The first and last (excluded) of stretches of two or more children of one type and name, but for messages."""
+        if self._alike is None:
+            self._alike = list(_stretches(self.children))
+        return self._alike
 
     @property
     def duration_ns(self) -> int | None:
@@ -115,7 +123,7 @@ class Row:
         whole = self.duration_ns
         if whole is None or not self.children:
             return whole
-        return whole - _covered(_spans(self.children), self.step.start_ns or 0, self.step.end_ns or 0)
+        return whole - _covered(self.children, self.step.start_ns or 0, self.step.end_ns or 0)
 
     def path(self) -> Iterator[Row]:
         """Yield the rows above it, nearest first."""
@@ -144,6 +152,7 @@ class Family:
     by_id: dict[str, Row]
     start_ns: int
     end_ns: int
+    _calls: list[Row] | None = None
     derived: dict[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -155,9 +164,11 @@ class Family:
         """Return where a time is between first start and last end, from 0 to 1."""
         return min(max((ns - self.start_ns) / self.span_ns, 0.0), 1.0)
 
-    def calls(self) -> list[Row]:
+    def calls(self) -> Sequence[Row]:
         """Return the model calls, in order."""
-        return [row for row in self.rows if row.step.type == "llm"]
+        if self._calls is None:
+            self._calls = [row for row in self.rows if row.step.type == "llm"]
+        return self._calls
 
     def gaps(self) -> list[Gap]:
         """Return the stretches of more than 5 % of the run in which nothing ran that has no children."""
@@ -189,6 +200,21 @@ class Family:
             and start <= last_ns
             and (start >= first_ns or row.step.end_ns is None or row.step.end_ns > first_ns)
         ]
+
+    def part(self, first_ns: int, last_ns: int) -> Family:
+        """Return the steps that ran in a range, and those above them, as a run of their own, in the order of this one.
+
+        What is missing, and what is on the clock, is so of the whole run.
+        """
+        listed = {self.root.step.id}
+        for row in self.during(first_ns, last_ns):
+            listed.add(row.step.id)
+            listed.update(above.step.id for above in row.path())
+        made = family_of(self.root.step.id, [row.step for row in self.rows if row.step.id in listed])
+        for row in made.rows:
+            whole = self.by_id[row.step.id]
+            row.missing, row.on_clock = whole.missing, whole.on_clock
+        return made
 
     def between(self, first_ns: int, last_ns: int) -> Sums:
         """Count the steps that ran at some time in a range; a model call's tokens and cost are where it began."""
@@ -273,18 +299,27 @@ def _put_on_clock(root: Row) -> None:
                 waiting.append(child)
 
 
-def _spans(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    return sorted(
-        (row.step.start_ns, row.step.end_ns)
-        for row in rows
-        if row.step.start_ns is not None and row.step.end_ns is not None
-    )
-
-
-def _covered(spans: Sequence[tuple[int, int]], start: int, end: int) -> int:
-    """Return how much of a stretch lies in any of the spans, which are in order."""
+def _covered(rows: Sequence[Row], start: int, end: int) -> int:
+    """Return for how much of a stretch any of the rows ran, which are in the order of their start."""
     total, reached = 0, start
-    for first, last in spans:
-        total += max(min(last, end) - max(first, reached), 0)
-        reached = max(reached, min(last, end))
+    for row in rows:
+        first, last = row.step.start_ns, row.step.end_ns
+        if first is None or last is None or last <= reached or reached >= end:
+            continue
+        last = min(last, end)
+        total += max(last - max(first, reached), 0)
+        reached = last
     return total
+
+
+def _stretches(rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
+    first, of = 0, None
+    for at, row in enumerate(rows):
+        step = row.step
+        kind = (step.type, step.name)
+        if kind != of or step.type in MESSAGE_TYPES:
+            if at - first > 1:
+                yield first, at
+            first, of = at, kind
+    if len(rows) - first > 1:
+        yield first, len(rows)

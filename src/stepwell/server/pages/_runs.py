@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from msgspec import json
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.server._access import InPlace, InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._families import Families
@@ -33,7 +33,7 @@ VIEWS: Final = ("transcript", "tree", "timeline")
 MAX_CHANGES: Final = 20_000
 MAX_ALIKE: Final = 101
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 StepId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARACTERS)]
 
@@ -57,17 +57,19 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
     family = families_of(request).of(store, id)
     address = Address(Links(request), id, look)
     chosen = family.by_id.get(look.step or "")
-    ran = _ran(family, look)
+    bounds = _bounds(family, look)
+    part = family if bounds is None else family.part(*bounds)
     found = found_in(store, family, look.q.strip()) if look.q.strip() else None
-    if found and ran is not None:
-        found = [row for row in found if row.step.id in ran]
+    if found:
+        found = [row for row in found if row.step.id in part.by_id]
     search = None if found is None else _search(found, chosen)
     if found and search is not None and look.go is not None:
         chosen = search.after if look.go == "next" else search.before
         look = look.model_copy(update={"step": None if chosen is None else chosen.step.id, "go": None})
         address, search = Address(Links(request), id, look), _search(found, chosen)
-    rows = outline(family, _look(family, look, chosen, search, ran))
-    first, shown = _window(rows, look, chosen)
+    listed = None if chosen is None else part.by_id.get(chosen.step.id)
+    rows = outline(part, _look(part, look, listed, search))
+    first, shown = _window(rows, look, listed)
     records = store.steps_in_full([item.row.step.id for item in shown if item.kind == "step"])
     lines = {record.id: lines_of(record) for record in records}
     selected = chosen or family.root
@@ -85,7 +87,7 @@ def run_page(place: InPlace, request: Request, id: StepId, look: Looked) -> Resp
         "search": search,
         "position": position,
         "overview": overview_of(family),
-        "range": None if ran is None else family.between(*_bounds(family, look)),
+        "range": None if bounds is None else family.between(*bounds),
         "lane": lane_of,
         "runs_alike": len(store.alike(Found("step", id), limit=MAX_ALIKE)),
         "beside": Neighbours() if look.review else neighbours_of(store, id, look.within),
@@ -127,9 +129,7 @@ def _search(found: list[Row], chosen: Row | None) -> Search:
     return Search(len(found), at, (before or found)[-1], (after or found)[0], ids)
 
 
-def _look(
-    family: Family, look: RunLook, chosen: Row | None, search: Search | None, ran: Mapping[str, int] | None
-) -> Look:
+def _look(family: Family, look: RunLook, chosen: Row | None, search: Search | None) -> Look:
     needed = frozenset[str](() if chosen is None else (row.step.id for row in chosen.path()))
     only: frozenset[str] | None = None
     if search is not None and look.show != "all":
@@ -147,7 +147,6 @@ def _look(
         only=only,
         marked=frozenset() if search is None else search.ids,
         needed=needed,
-        within=ran,
     )
 
 
@@ -166,28 +165,13 @@ def _counted(items: Sequence[Item]) -> int:
     return sum(item.hidden + (item.kind == "step") for item in items)
 
 
-def _bounds(family: Family, look: RunLook) -> tuple[int, int]:
+def _bounds(family: Family, look: RunLook) -> tuple[int, int] | None:
     """Return the range that the address asks for, in nanoseconds."""
+    if look.since is None and look.until is None:
+        return None
     first = family.start_ns + round((look.since or 0) * 1e6)
     last = family.end_ns if look.until is None else family.start_ns + round(look.until * 1e6)
     return min(first, last), max(first, last)
-
-
-def _ran(family: Family, look: RunLook) -> Mapping[str, int] | None:
-    """Return the steps that ran in the range that the address asks for, and those above them, each with how many of
-    these are at and below it; None where it asks for none.
-    """
-    if look.since is None and look.until is None:
-        return None
-    listed: dict[str, Row] = {}
-    for row in [family.root, *family.during(*_bounds(family, look))]:
-        listed[row.step.id] = row
-        listed.update((above.step.id, above) for above in row.path())
-    counts = Counter[str]()
-    for row in listed.values():
-        counts[row.step.id] += 1
-        counts.update(above.step.id for above in row.path())
-    return counts
 
 
 @router.get("/progress/{id:path}")

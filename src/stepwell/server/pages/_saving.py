@@ -11,7 +11,7 @@ from base64 import b64encode
 from hashlib import sha256
 from typing import Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from markupsafe import Markup
 
 from stepwell._answers import Place
@@ -20,6 +20,7 @@ from stepwell.errors import NotFoundError, UsageError
 from stepwell.model import Attachment, StepRecord
 from stepwell.server._access import InPlace
 from stepwell.server._blobs import type_of
+from stepwell.server._routing import Router
 from stepwell.server.pages._content import Part, media_in, read
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._json import Budget
@@ -38,7 +39,7 @@ MAX_IMAGE: Final = 1 << 20
 MAX_IMAGES: Final = 10 << 20
 _STYLES: Final = ("app.css", "run.css", "saved.css")
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @router.get("/save/{id:path}")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from msgspec import UNSET, Raw, UnsetType, json
 
@@ -18,6 +18,7 @@ from stepwell._answers import in_full
 from stepwell._render import duration
 from stepwell.model import encode_record
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._content import read, without_base64
 from stepwell.server.pages._entry import generation_of
 from stepwell.server.pages._rows import Family
@@ -29,7 +30,7 @@ __all__ = ["as_file", "lines_of_run", "markdown_of", "router"]
 MAX_TEXT: Final = 20_000
 _TICKS: Final = re.compile(r"`{3,}")
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @router.get("/export/{form}/{id:path}")

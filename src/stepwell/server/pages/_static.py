@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from stepwell.errors import NotFoundError
+from stepwell.server._routing import Router
 from stepwell.server.pages._page import static_file
 
 __all__ = ["router"]
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @router.get("/static/{mark}/{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 from msgspec import UNSET, DecodeError, Raw, UnsetType, json
 from starlette.concurrency import run_in_threadpool
@@ -14,6 +14,7 @@ from stepwell.model import StepRecord
 from stepwell.server._access import InPlace, InStore
 from stepwell.server._blobs import type_of
 from stepwell.server._errors import Problem
+from stepwell.server._routing import Router
 from stepwell.server.pages._address import Address, Looked, RunLook
 from stepwell.server.pages._content import mapping, media_in, messages_of, read
 from stepwell.server.pages._entry import generation_of
@@ -28,7 +29,7 @@ __all__ = ["router"]
 
 PAGE_MESSAGES: Final = 100
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 _SANDBOX: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'",

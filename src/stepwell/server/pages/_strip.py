@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from markupsafe import Markup, escape
+
 from stepwell.server.pages._listing import Found
 from stepwell.server.pages._page import Links, count
-from stepwell.server.pages._plots import Bar, Scale, instant, scale_of, stacked
+from stepwell.server.pages._plots import Scale, draw_bar, instant, scale_of, stacked
 from stepwell.store import Facets, HistogramBin, StepFilter, Store
 from stepwell.store._language import split_terms, time_text
 
@@ -29,7 +31,7 @@ _FAILED: Final = {"threads": "with failures"}
 class Strip:
     """A list over time: bars, what stands below them, where the rows of this page are, and links to more time."""
 
-    bars: Sequence[Bar]
+    bars: Markup
     ticks: Sequence[tuple[float, str]]
     here: tuple[float, float] | None
     counted: str
@@ -75,13 +77,13 @@ def strip_of(  # noqa: PLR0917 (what a list is)
     _, places = stacked([(fine, failed) for fine, failed in sums], _LEAST)
     narrow = _Narrowing(links, found, section)
     bars = [
-        Bar(*place, narrow.says(scale, at, *sums[at]), href, sum(sums[at]))
+        draw_bar(place, escape(narrow.says(scale, at, *sums[at])), escape(href), sum(sums[at]), hatched=True)
         for at, (place, href) in enumerate(zip(places, narrow.hrefs(scale), strict=True))
         if any(sums[at])
     ]
     errors, all_of = sum(failed for _, failed in sums), sum(map(sum, sums))
     return Strip(
-        bars,
+        Markup("".join(bars)),  # noqa: S704 (of what was escaped)
         scale.ticks(),
         _here(scale, rows),
         f"{'latest ' if times.latest else ''}{_several(all_of, section)}",

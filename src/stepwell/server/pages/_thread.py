@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from msgspec import UNSET
 
 from stepwell._vocabulary import MAX_ID_CHARACTERS
 from stepwell.model import MESSAGE_TYPES, Attachment, Score, StepRecord, ThreadRecord
 from stepwell.server._access import InStore
+from stepwell.server._routing import Router
 from stepwell.server.pages._content import Part, mapping, parts_of, read
 from stepwell.server.pages._entry import lines_of
 from stepwell.server.pages._listing import Back, Cursor, Listed
@@ -32,7 +33,7 @@ WORK_ROWS: Final = 60
 MAX_ALIKE: Final = 101
 _IMAGES: Final = frozenset(("image/png", "image/jpeg", "image/gif", "image/webp"))
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 ThreadId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARACTERS)]
 

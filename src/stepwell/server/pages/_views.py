@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 from msgspec import Struct, ValidationError, convert
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from stepwell.errors import UsageError
 from stepwell.server._access import InPlace
 from stepwell.server._places import Place
+from stepwell.server._routing import Router
 from stepwell.server.pages._judging import read_form
 from stepwell.server.pages._kept import changing, read_kept, write_kept
 from stepwell.server.pages._page import Links
@@ -25,7 +26,7 @@ __all__ = ["View", "read_views", "router"]
 MAX_VIEWS: Final = 100
 MAX_NAME: Final = 80
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 class View(Struct, frozen=True):
