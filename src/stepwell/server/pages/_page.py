@@ -137,7 +137,7 @@ def _environment() -> Environment:
 def _made_environment() -> Environment:
     from jinja2 import Environment, StrictUndefined  # no start waits for it
 
-    from stepwell.server.pages._compiled import KeptTemplates, OneByOne, cache_folder  # which needs it too
+    from stepwell.server.pages._compiled import Filling, KeptTemplates, OneByOne, cache_folder  # which needs it too
 
     environment = Environment(
         loader=OneByOne("stepwell.server.pages"),
@@ -149,6 +149,7 @@ def _made_environment() -> Environment:
         keep_trailing_newline=False,
         auto_reload=False,
     )
+    environment.context_class = Filling
     formatters: dict[str, Any] = {"duration": duration, "size": size, "count": count, "cost": cost, "moment": moment}
     formatters["reaction"] = _REACTIONS.__getitem__
     environment.filters.update(formatters)
@@ -168,7 +169,10 @@ def compile_templates() -> Iterator[str]:
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Return a template, filled in."""
-    return _environment().get_template(template).render(**context)
+    environment = _environment()
+    from stepwell.server.pages._compiled import filled  # which needs jinja2, as it does
+
+    return filled(environment.get_template(template), context)
 
 
 def page(
