@@ -40,6 +40,7 @@ _HEADERS: Final = {
 }
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _FIRST: Final = frozenset(("base.html", "_macros.html", "_message.html", "_panel.html", "run.html"))
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _IN_PATH: Final = "~!$&'()*+,;=:@"
 _making: Final = Lock()
 _REACTIONS: Final[Mapping[Reaction, str]] = {
@@ -121,10 +122,11 @@ def moment(ns: int | None) -> dict[str, str] | None:
     if ns is None or not 0 <= ns < 253_402_300_800_000_000_000:
         return None
     at = datetime.fromtimestamp(ns // 1_000_000_000, UTC)
+    day, _, clock = at.isoformat()[:19].partition("T")  # which takes half of what strftime does
     return {
-        "exact": f"{at:%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000 // 1000:06d}+00:00",
-        "read": f"{at:%Y-%m-%d %H:%M:%S}",
-        "day": f"{at:%b} {at.day}, {at:%H:%M}",
+        "exact": f"{day}T{clock}.{ns % 1_000_000_000 // 1000:06d}+00:00",
+        "read": f"{day} {clock}",
+        "day": f"{_MONTHS[at.month - 1]} {at.day}, {clock[:5]}",
     }
 
 
