@@ -136,22 +136,24 @@ def test_a_list_pages_both_ways_and_shows_every_run_once(browser: Browser, serve
         assert len(visit.requests) <= 24  # six a page
 
 
-def test_a_run_of_ten_thousand_steps_does_not_slow_the_list(tmp_path: Path) -> None:
+def test_a_run_of_ten_thousand_steps_does_not_slow_the_lists(tmp_path: Path) -> None:
     with AppServer(tmp_path / "small") as small, AppServer(tmp_path / "large") as large:
-        for each in (small, large):
-            for number in range(60):
-                add(each.store, *turn(number))
+        for each in (small, large):  # more than the 1,000 steps whose fields a list counts, with or without the run
+            add(each.store, *(record for number in range(220) for record in turn(number)))
         frames = list(ten_thousand())
         for at in range(0, len(frames), 1000):
             add(large.store, *frames[at : at + 1000])
         assert 'data-id="b-run"' in large.client.get("/runs?order=asc").text
-        taken: dict[str, float] = {}
-        for _ in range(20):
-            for each in (small, large):
-                begun = time.perf_counter()
-                assert each.client.get("/runs?order=asc").status_code == 200
-                taken[each.url] = min(taken.get(each.url, 60.0), time.perf_counter() - begun)
-        assert taken[large.url] < taken[small.url] * 1.6  # 1.2 measured: 10 ms and 12 ms
+        for address in ("/runs?order=asc", "/steps"):
+            best, rounds = {small.url: 60.0, large.url: 60.0}, 0
+            # Within 5 % on an idle machine, of 10 ms; on a busy one it may take a while until both had a quiet moment.
+            while rounds < 20 or best[large.url] > best[small.url] * 1.2:
+                rounds += 1
+                assert rounds < 100, (address, best)
+                for each in (small, large):
+                    begun = time.perf_counter()
+                    assert each.client.get(address).status_code == 200
+                    best[each.url] = min(best[each.url], time.perf_counter() - begun)
 
 
 def test_messages_outside_of_runs_are_said_to_be_left_out(browser: Browser, server: AppServer) -> None:

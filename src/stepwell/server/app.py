@@ -44,6 +44,7 @@ from stepwell.server.pages import (
 )
 from stepwell.server.pages._families import Families
 from stepwell.server.pages._live import Live
+from stepwell.server.pages._markdown import markdown_html
 from stepwell.server.pages._page import compile_templates
 from stepwell.store import Store
 
@@ -76,7 +77,7 @@ _ROUTERS = (
     _saving.router,
     _static.router,
 )
-_ROUTES: Final = [route for router in _ROUTERS for route in router.routes if isinstance(route, Route)]
+_ROUTES: Final = [route for router in _ROUTERS for route in router.routes]
 
 
 def create_app(
@@ -101,7 +102,8 @@ def create_app(
     ingest = Ingest(limits, metrics, pool)
 
     def get_ready(_: Place) -> None:  # for all places, which share it: another one finds it done
-        for _part in chain(compile_templates(), map(Route.build, _ROUTES)):
+        routes = (route for route in _ROUTES if isinstance(route, Route))
+        for _part in chain(compile_templates(), map(Route.build, routes), map(markdown_html, ("",))):
             if upkeep.is_closing:
                 return
 
@@ -125,7 +127,7 @@ def create_app(
         title="stepwell",
         version=SDK.partition("/")[2],
         lifespan=lifespan,
-        routes=[*_ROUTES],
+        routes=_ROUTES,
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
     )

@@ -132,7 +132,7 @@ class Deleted:
     blobs: tuple[str, ...] = ()
 
 
-class StepRow(Struct, frozen=True, omit_defaults=True):
+class StepRow(Struct, frozen=True, omit_defaults=True, gc=False):  # it holds texts and numbers: no circle
     """A step as lists show it: everything but its payloads. Absent fields are None, as in the record.
 
     `error_message` is the first 200 characters. `cost` is the number that the generation names, its `total`, or the sum
@@ -190,7 +190,7 @@ class RunRow(StepRow, frozen=True, omit_defaults=False):
     spent: float | None = None
 
 
-class ThreadRow(Struct, frozen=True, omit_defaults=True):
+class ThreadRow(Struct, frozen=True, omit_defaults=True, gc=False):
     """A thread as lists show it, with sums over its steps. `user` is the user's identifier, else the user's id.
     `spent` is the cost of model calls, where known. `asked` and `answered` are previews of the first message or run,
     and of the last.

@@ -1,4 +1,6 @@
-"""Compiled templates, kept: to compile all of them takes half a second, to load what was compiled some milliseconds.
+"""Templates, compiled and filled in.
+
+To compile all of them takes half a second, to load what was compiled some milliseconds: so it is kept.
 
 What must stay true: code is loaded only from a folder that is this user's alone (0700), and only where it was made by
 this Python, this Jinja and this version of ours of the very source. Where there is no such folder, and none can be
@@ -10,7 +12,7 @@ from __future__ import annotations
 import marshal
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from importlib.metadata import version
@@ -21,12 +23,43 @@ from typing import Any, Final
 
 from jinja2 import BytecodeCache, Environment, PackageLoader, Template
 from jinja2.bccache import Bucket
+from jinja2.runtime import Context
 
 from stepwell._vocabulary import SDK
 
-__all__ = ["KeptTemplates", "OneByOne", "cache_folder"]
+__all__ = ["Filling", "KeptTemplates", "OneByOne", "cache_folder", "filled"]
 
 _MARK_BYTES: Final = 32
+_MADE: Final = "_made"
+
+
+class Filling(Context):
+    """What a template is filled in with, which says that it was made to whoever fills it in.
+
+    A macro holds its context and the context its macros: such a circle, with all that a page shows, would stay until
+    the garbage collector finds it, which then stops all requests for as long as it takes to free thousands of objects.
+    """
+
+    def __init__(self, environment: Environment, parent: dict[str, Any], *others: Any, **more: Any) -> None:
+        super().__init__(environment, parent, *others, **more)
+        made: list[Filling] | None = parent.get(_MADE)  # those of included templates have it of the one around
+        if made is not None:
+            made.append(self)
+
+    def forget(self) -> None:
+        """Let go of everything: nothing is rendered with it any more."""
+        for held in (self.vars, self.parent, self.blocks):
+            held.clear()
+
+
+def filled(template: Template, context: Mapping[str, Any]) -> str:
+    """Return a template, filled in."""
+    made: list[Filling] = []
+    try:
+        return template.render({**context, _MADE: made})
+    finally:
+        for each in made:
+            each.forget()
 
 
 def cache_folder() -> Path | None:

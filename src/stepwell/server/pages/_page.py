@@ -40,6 +40,7 @@ _HEADERS: Final = {
 }
 NO_HEADERS: Final[Mapping[str, str]] = {}
 _FIRST: Final = frozenset(("base.html", "_macros.html", "_message.html", "_panel.html", "run.html"))
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _IN_PATH: Final = "~!$&'()*+,;=:@"
 _making: Final = Lock()
 _REACTIONS: Final[Mapping[Reaction, str]] = {
@@ -126,10 +127,11 @@ def moment(ns: int | None) -> dict[str, str] | None:
     if ns is None or not 0 <= ns < 253_402_300_800_000_000_000:
         return None
     at = datetime.fromtimestamp(ns // 1_000_000_000, UTC)
+    day, _, clock = at.isoformat()[:19].partition("T")  # which takes half of what strftime does
     return {
-        "exact": f"{at:%Y-%m-%dT%H:%M:%S}.{ns % 1_000_000_000 // 1000:06d}+00:00",
-        "read": f"{at:%Y-%m-%d %H:%M:%S}",
-        "day": f"{at:%b} {at.day}, {at:%H:%M}",
+        "exact": f"{day}T{clock}.{ns % 1_000_000_000 // 1000:06d}+00:00",
+        "read": f"{day} {clock}",
+        "day": f"{_MONTHS[at.month - 1]} {at.day}, {clock[:5]}",
     }
 
 
@@ -142,7 +144,7 @@ def _environment() -> Environment:
 def _made_environment() -> Environment:
     from jinja2 import Environment, StrictUndefined  # no start waits for it
 
-    from stepwell.server.pages._compiled import KeptTemplates, OneByOne, cache_folder  # which needs it too
+    from stepwell.server.pages._compiled import Filling, KeptTemplates, OneByOne, cache_folder  # which needs it too
 
     environment = Environment(
         loader=OneByOne("stepwell.server.pages"),
@@ -154,6 +156,7 @@ def _made_environment() -> Environment:
         keep_trailing_newline=False,
         auto_reload=False,
     )
+    environment.context_class = Filling
     formatters: dict[str, Any] = {"duration": duration, "size": size, "count": count, "cost": cost, "moment": moment}
     formatters["reaction"] = _REACTIONS.__getitem__
     environment.filters.update(formatters)
@@ -173,7 +176,10 @@ def compile_templates() -> Iterator[str]:
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Return a template, filled in."""
-    return _environment().get_template(template).render(**context)
+    environment = _environment()
+    from stepwell.server.pages._compiled import filled  # which needs jinja2, as it does
+
+    return filled(environment.get_template(template), context)
 
 
 def page(

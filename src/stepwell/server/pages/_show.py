@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from stepwell._render import size
 from stepwell.server.pages._content import Part
@@ -51,9 +51,8 @@ class Show:
             self.has_markdown = True
             if not self.plain:
                 return Markup('<div class="md" dir="auto">{}</div>').format(markdown_html(part.text))
-        return Markup('<div class="text{}" dir="auto">{}</div>').format(
-            " thinking" if part.kind == "thinking" else "", part.text
-        )
+        kind = " thinking" if part.kind == "thinking" else ""
+        return Markup(f'<div class="text{kind}" dir="auto">{escape(part.text)}</div>')  # noqa: S704 (a constant, and escaped)
 
     def _media(self, part: Part) -> Markup:
         note = ", ".join([part.mime or "file", *([] if part.size is None else [size(part.size)])])
