@@ -154,6 +154,7 @@ def _made_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
+        optimized=False,  # there is nothing in ours to work out beforehand; to look for it is a quarter of compiling
         auto_reload=False,
     )
     environment.context_class = Filling
