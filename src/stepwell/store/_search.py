@@ -37,7 +37,7 @@ MAX_TAIL: Final = 2_000
 _ROWS: Final = 50
 _COMMON: Final = 5_000  # matches, from which on steps are walked instead
 _WALKED, _RUNS_WALKED, _WALKS = 500, 100, 20  # steps at once, runs at once, and how often
-_SAMPLED, _ENOUGH = 12_000, 100  # steps looked at, from which on so many that match are enough of a sample
+_SAMPLED, _ENOUGH = 12_000, 100  # steps and matches read, from which on so many are enough of a sample
 _SPREAD: Final = 20  # positions for each of them: what lies between is read, too
 _STALE: Final = 10_000  # texts of older states and deleted steps, besides as many as there are steps
 _CREATE: Final = (
@@ -216,7 +216,7 @@ def _walk(  # noqa: PLR0917 (a page of a search, and when there is enough of it)
     steps = Keyset("x", size, None, "asc" if page.direction == "ASC" else "desc")
     steps.after = page.after
     for _ in range(_WALKS):
-        if matches.looked_at >= _SAMPLED and len(found) >= enough:
+        if matches.read >= _SAMPLED and len(found) >= enough:
             return found, True
         rows = db.execute(*select_steps(f"s.id, s.root_run_id, {_POSITION}, {columns}", filter, steps)).fetchall()
         more = len(rows) > size
@@ -232,10 +232,12 @@ def _walk(  # noqa: PLR0917 (a page of a search, and when there is enough of it)
 
 
 class _Matches:
-    """Says which steps match, and which runs have one that does; `looked_at` is how many it was asked of."""
+    """Says which steps match, and which runs have one that does. `read` is what that took: the steps that it was asked
+    of, and the matches that the index told.
+    """
 
     def __init__(self, db: sqlite3.Connection, match: str) -> None:
-        self.looked_at = 0
+        self.read = 0
         self._db = db
         self._match = match
         self._tail = {*_tail(db, match)}
@@ -246,12 +248,12 @@ class _Matches:
         None where the steps lie so far apart that the index would tell too much of what is between them.
         """
         several = list(steps)
-        self.looked_at += len(several)
         first, last = min((each[2] for each in several), default=0), max((each[2] for each in several), default=0)
         if last - first > _SPREAD * max(len(several), _WALKED):
             return None
         query = "SELECT rowid FROM step_texts WHERE step_texts MATCH ? AND rowid BETWEEN ? AND ?"
         positions = {position for (position,) in self._db.execute(query, (self._match, first, last))}
+        self.read += len(several) + len(positions)
         return {listed for listed, number, position in several if position in positions or number in self._tail}
 
     def runs(self, rows: list[tuple[Any, ...]]) -> set[int] | None:
