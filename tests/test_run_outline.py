@@ -22,6 +22,7 @@ from stepwell.server.pages._markdown import is_markdown, markdown_html
 from stepwell.server.pages._origins import Text, origins
 from stepwell.server.pages._outline import Item, Look, outline
 from stepwell.server.pages._page import cost
+from stepwell.server.pages._panel import panel_of
 from stepwell.server.pages._request import snippet_of
 from stepwell.server.pages._rows import Family, family_of
 from stepwell.store import Store, open_store
@@ -75,6 +76,15 @@ class TestRows:
         sums = family(store).root.sums
         assert (sums.input_tokens, sums.output_tokens, sums.tokens, sums.cost) == (300, 30, 330, 0.5)
         assert (sums.calls, sums.unpriced, sums.errors, sums.worst) == (3, 1, 1, "failed")
+
+    def test_the_peers_of_a_step_are_the_nearest_of_its_type_and_name(self, store: Store) -> None:
+        named = (("a", "tool"), ("b", "tool"), ("a", "llm"), ("a", "tool"), ("a", "tool"))
+        steps = [viewing.a_step(f"s{at}", kind, at, at + 1, name=name) for at, (name, kind) in enumerate(named)]
+        viewing.add(store, viewing.a_run(), *steps)
+        run = family(store)
+        peers = [panel_of(store, run, run.by_id[id]).peers for id in ("run", "s0", "s3", "s4")]
+        told = [tuple(None if row is None else row.step.id for row in pair) for pair in peers]
+        assert told == [(None, None), (None, "s3"), ("s0", "s4"), ("s3", None)]
 
     def test_a_step_has_the_time_of_its_own_in_which_no_child_ran(self, store: Store) -> None:
         times = ((1, 3), (2, 4), (2, 2.5), (6, 7), (9, 12), (11, 14), (5, None))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -111,12 +112,9 @@ class Panel:
     @property
     def peers(self) -> tuple[Row | None, Row | None]:
         """The steps of the same type and name before and after it."""
-        rows, place = self.family.rows, self.row.place
-        return self._like(reversed(rows[:place])), self._like(rows[place + 1 :])
-
-    def _like(self, rows: Iterable[Row]) -> Row | None:
-        step = self.row.step
-        return next((row for row in rows if row.step.name == step.name and row.step.type == step.type), None)
+        like = self.family.like(self.row)
+        at = bisect_left(like, self.row.place, key=lambda row: row.place)
+        return (like[at - 1] if at else None, like[at + 1] if at + 1 < len(like) else None)
 
 
 def number_of(family: Family, row: Row) -> int | None:

@@ -154,6 +154,7 @@ class Family:
     end_ns: int
     _calls: list[Row] | None = None
     derived: dict[str, Any] = field(default_factory=dict[str, Any])
+    _by_name: dict[tuple[str | None, str | None], list[Row]] | None = None
 
     @property
     def span_ns(self) -> int:
@@ -169,6 +170,15 @@ class Family:
         if self._calls is None:
             self._calls = [row for row in self.rows if row.step.type == "llm"]
         return self._calls
+
+    def like(self, row: Row) -> Sequence[Row]:
+        """Return the rows of a row's type and name, in order."""
+        if self._by_name is None:
+            found: dict[tuple[str | None, str | None], list[Row]] = {}
+            for each in self.rows:
+                found.setdefault((each.step.type, each.step.name), []).append(each)
+            self._by_name = found
+        return self._by_name[row.step.type, row.step.name]
 
     def gaps(self) -> list[Gap]:
         """Return the stretches of more than 5 % of the run in which nothing ran that has no children."""
