@@ -41,7 +41,7 @@ __all__ = [
 
 PACK_BYTES: Final = 65_536  # what a read of one step unpacks; half of it costs a seventh more of the file
 MIN_BATCH_BYTES: Final = 8_192  # what little is left of a small batch does not compress well
-_LEVEL: Final = 5
+_LEVEL: Final = 6
 _MAX_CACHED: Final = 8
 
 
