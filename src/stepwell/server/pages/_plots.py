@@ -18,6 +18,7 @@ MAX_BARS: Final = 60
 _MAX_DAYS: Final = 9  # ticks that say a day
 _MAX_CLOCKS: Final = 6  # and that say a time, which is longer
 _LAST_TICK: Final = 93.0  # percent; a label further right would have no room
+_LAST_LONG_TICK: Final = 80.0  # the same of one with milliseconds, also on a phone
 _SECOND_NS: Final = 1_000_000_000
 _MINUTE_NS: Final = 60 * _SECOND_NS
 _STEPS: Final = (
@@ -103,7 +104,8 @@ class Scale:
         )
         first = _floor(self.start_ns + step_ns - 1, step_ns)
         starts = [first + n * step_ns for n in range(self._ticks(step_ns) + 1)]
-        shown = [start for start in starts if self.share(start) < _LAST_TICK]
+        last = _LAST_LONG_TICK if step_ns % _SECOND_NS else _LAST_TICK
+        shown = [start for start in starts if self.share(start) < last]
         return [(round(self.share(start), 2), _label(start, step_ns, first=not at)) for at, start in enumerate(shown)]
 
     def _ticks(self, step_ns: int) -> int:
