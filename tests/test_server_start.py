@@ -16,7 +16,7 @@ from jinja2 import Environment
 from served import AppServer
 
 from stepwell.server import app
-from stepwell.server._routing import Route, Router
+from stepwell.server._routing import Application, Route, Router
 from stepwell.server.pages._compiled import KeptTemplates, OneByOne, cache_folder
 
 LATER = ["jinja2", "markdown_it", "google.protobuf", "pydantic.v1"]
@@ -67,6 +67,36 @@ def test_a_route_is_built_once_when_more_than_its_path_is_asked_for() -> None:
     assert list(FastAPI(routes=[route]).openapi()["paths"]) == ["/below/{id}"]
     with pytest.raises(AttributeError, match="what_it_has_not"):
         _ = route.what_it_has_not
+
+
+def test_a_route_that_could_not_be_built_is_built_the_next_time() -> None:
+    class Failing(Route):
+        failed = False
+
+        def get_route_handler(self) -> Any:
+            if not Failing.failed:
+                Failing.failed = True
+                raise MemoryError
+            return super().get_route_handler()
+
+    router = Router(route_class=Failing)
+    router.get("/{key}")(lambda key: key)
+    (route,) = router.routes
+    assert isinstance(route, Route)
+    with pytest.raises(MemoryError):
+        route.build()
+    assert "dependant" not in vars(route)
+    assert [param.name for param in route.dependant.path_params] == ["key"]
+
+
+def test_routes_may_be_built_while_they_are_described() -> None:
+    routers = [Router() for _ in range(8)]
+    for at, router in enumerate(routers):
+        router.get(f"/{at}/{{key}}")(lambda key, limit=7: (key, limit))
+    described = Application(routes=[route for router in routers for route in router.routes])
+    routes = [route for route in described.routes if isinstance(route, Route)]
+    together(lambda: [route.build() for route in routes], described.openapi, lambda: [route.app for route in routes])
+    assert len(described.openapi()["paths"]) == len(routes) == 8
 
 
 def test_a_moment_after_the_start_no_request_builds_anything(tmp_path: Path) -> None:

@@ -14,14 +14,15 @@ from functools import partial
 from threading import RLock
 from typing import Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 from starlette.routing import compile_path
 
-__all__ = ["Model", "Route", "Router"]
+__all__ = ["Application", "Model", "Route", "Router"]
 
-_building: Final = RLock()  # re-entrant: a route that is being built may look for what it has not got yet
+# One thread at a time: FastAPI hides warnings by what all threads share. Re-entrant: a description builds routes.
+_building: Final = RLock()
 
 
 class Model(BaseModel):
@@ -35,7 +36,10 @@ class Model(BaseModel):
 
 
 class Route(APIRoute):
-    """A route that is built when something is asked of it besides what it is told apart from other routes by."""
+    """A route that is built when something is asked of it besides what it is told apart from other routes by.
+
+    Another thread sees it as it was or as a whole, and where it can't be built, the next one tries again.
+    """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._options: dict[str, Any] | None = options
@@ -48,8 +52,9 @@ class Route(APIRoute):
         with _building:
             options = self.__dict__.get("_options")
             if options is not None:
-                self._options = None
-                super().__init__(self.path, self.endpoint, **options)
+                whole = object.__new__(type(self))
+                APIRoute.__init__(whole, self.path, self.endpoint, **options)
+                self.__dict__.update(whole.__dict__, _options=None)
 
     def __getattr__(self, name: str) -> Any:  # called for what is not there yet
         self.build()
@@ -57,3 +62,12 @@ class Route(APIRoute):
 
 
 Router: Final = partial(APIRouter, route_class=Route)
+
+
+class Application(FastAPI):
+    """An application of such routes, which describes itself while no other thread builds any."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI description."""
+        with _building:
+            return super().openapi()

@@ -21,7 +21,7 @@ from stepwell.server._keys import Failures, KeyRing
 from stepwell.server._limits import Limits
 from stepwell.server._metrics import Metrics
 from stepwell.server._places import Place, Places
-from stepwell.server._routing import Route
+from stepwell.server._routing import Application, Route
 from stepwell.server._upkeep import Job, Retention, Upkeep, jobs_of
 from stepwell.server._writers import DEFAULT_WRITERS, Writers
 from stepwell.server.pages import (
@@ -123,7 +123,7 @@ def create_app(
         ingest.close()
         places.close()
 
-    app = FastAPI(
+    app = Application(
         title="stepwell",
         version=SDK.partition("/")[2],
         lifespan=lifespan,

@@ -24,18 +24,17 @@ from stepwell.server.pages._page import Links, cost, count, moment, page
 from stepwell.server.pages._plots import draw_bar, instant, stacked
 from stepwell.store import Every, Rollup, RollupQuery, RunRow, StepFilter, StepRow, Store
 from stepwell.store._language import format_query
+from stepwell.store._summaries import DAY_NS, HOUR_NS
 
 __all__ = ["router"]
 
 router = Router(include_in_schema=False)
 
-_HOUR_NS: Final = 3_600_000_000_000
-_DAY_NS: Final = 24 * _HOUR_NS
 _RANGES: Final[dict[str, tuple[int, Every]]] = {
-    "24h": (24 * _HOUR_NS, "hour"),
-    "7d": (7 * _DAY_NS, "day"),
-    "30d": (30 * _DAY_NS, "day"),
-    "90d": (90 * _DAY_NS, "day"),
+    "24h": (24 * HOUR_NS, "hour"),
+    "7d": (7 * DAY_NS, "day"),
+    "30d": (30 * DAY_NS, "day"),
+    "90d": (90 * DAY_NS, "day"),
 }
 _LABELS: Final = {24: 4, 7: 1, 30: 6, 90: 15}  # so many hours or days have one label below them
 _TYPES: Final = ("run", "llm", "tool", "retrieval", "embedding", "rerank")
@@ -164,12 +163,12 @@ def _query(type: str, since_ns: int | None, until_ns: int | None = None, **more:
 def _fitting(store: Store) -> str:
     """Return the range that shows most of what there is: 7 days, unless all is of one day or nothing is as young."""
     now = time.time_ns()
-    since_ns = now // _DAY_NS * _DAY_NS - 89 * _DAY_NS
+    since_ns = now // DAY_NS * DAY_NS - 89 * DAY_NS
     days = [row.start_ns or 0 for row in store.rollups(RollupQuery(every="day", since_ns=since_ns)) if row.steps]
     ages = [now - start for start in days if start <= now]
     if not ages:
         return "7d"
-    if max(ages) < _DAY_NS:
+    if max(ages) < DAY_NS:
         return "24h"
     return next(name for name in ("7d", "30d", "90d") if min(ages) < _RANGES[name][0])
 
@@ -179,7 +178,7 @@ def dashboard(store: InStore, request: Request, span: Span = None, type: Kind = 
     """Show a range of time, of all steps or those of a type; without a range, the one that fits what there is."""
     shown = span or _fitting(store)
     length_ns, every = _RANGES[shown]
-    step_ns = _HOUR_NS if every == "hour" else _DAY_NS
+    step_ns = HOUR_NS if every == "hour" else DAY_NS
     until_ns = time.time_ns() // step_ns * step_ns + step_ns
     since_ns = until_ns - length_ns
     asked: dict[str, Any] = {"since_ns": since_ns, "until_ns": until_ns, "type": type or None}
