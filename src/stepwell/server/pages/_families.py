@@ -20,7 +20,7 @@ from stepwell.store import MAX_PAGE, StepFilter, StepRow, Store
 
 __all__ = ["Families"]
 
-MAX_RUNS: Final = 8
+MAX_RUNS: Final = 256
 MAX_ROWS: Final = 30_000
 _MAX_AGE_S: Final = 30.0
 
