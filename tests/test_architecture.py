@@ -16,6 +16,7 @@ ROOT = Path(sw.__file__).parent
 ORDER = [
     "errors",
     "_vocabulary",
+    "_collector",
     "_values",
     "_frames",
     "_bell",

@@ -374,16 +374,13 @@ def serve(
 ) -> int:
     """Take records over HTTP and answer queries, until Ctrl-C."""
     from stepwell._cli_care import age_ns, size_bytes
-    from stepwell._cli_serve import MAX_WRITERS
+    from stepwell._cli_serve import MAX_PORT, MAX_WRITERS
     from stepwell._cli_serve import serve as serve_
 
-    if not port.isdecimal() or not 0 <= int(port) < 1 << 16:
-        raise UsageError(f"--port {port!r} is not a whole number of 0 to 65535")
-    if writers is not None and (not writers.isdecimal() or int(writers) > MAX_WRITERS):
-        raise UsageError(f"--writers {writers!r} is not a whole number of 0 to {MAX_WRITERS}")
-    many = None if writers is None else int(writers)
-    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes), many
-    return serve_(home, store, (host, int(port), prefix), bounds, Output())
+    address = host, _up_to("--port", port, MAX_PORT), prefix
+    many = None if writers is None else _up_to("--writers", writers, MAX_WRITERS)
+    bounds = age_ns("--keep", keep), size_bytes("--max-bytes", max_bytes)
+    return serve_(home, store, address, bounds, Output(), writers=many)
 
 
 keys = typer.Typer(name="keys", help="Make, list and revoke the keys of a server.", rich_markup_mode=None)
@@ -436,6 +433,13 @@ def _count(option: str, text: str) -> int:
     """Read a whole number; typer's own message would not name the value."""
     if not text.isdecimal() or not 0 < int(text) < 1 << 31:
         raise UsageError(f"{option} {text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _up_to(option: str, text: str, most: int) -> int:
+    """Read a whole number that may be 0."""
+    if not text.isdecimal() or int(text) > most:
+        raise UsageError(f"{option} {text!r} is not a whole number of 0 to {most}")
     return int(text)
 
 

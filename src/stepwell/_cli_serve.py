@@ -17,8 +17,9 @@ from stepwell._pipeline import prepare_home
 from stepwell.errors import UsageError
 from stepwell.store import open_store
 
-__all__ = ["MAX_WRITERS", "find_home", "serve"]
+__all__ = ["MAX_PORT", "MAX_WRITERS", "find_home", "serve"]
 
+MAX_PORT: Final = 65_535
 MAX_WRITERS: Final = 16
 
 
@@ -26,12 +27,14 @@ def serve(
     home: Path | None,
     store: str | None,
     address: tuple[str, int, str],
-    bounds: tuple[int | None, int | None, int | None],
+    bounds: tuple[int | None, int | None],
     out: Output,
+    *,
+    writers: int | None = None,
 ) -> int:
-    """Serve at an address (host, port, path of a proxy), keeping what is within bounds (ns, bytes; None for any).
+    """Serve at an address (host, port, path of a proxy), keeping what is within bounds (ns, bytes).
 
-    The third bound is how many processes share the writing; None leaves the number to the server.
+    `writers` is how many processes share the writing; None leaves the number to the server.
 
     Returns the exit status. Raises `UsageError`, `StoreError` where that can't be.
     """
@@ -64,8 +67,8 @@ def serve(
 
             log_as_json()
             retention = Retention(keep_ns=bounds[0], max_bytes=bounds[1])
-            writers = DEFAULT_WRITERS if bounds[2] is None else bounds[2]
-            app = create_app(opened, home=folder, retention=retention, prefix=prefix, writers=writers)
+            most = DEFAULT_WRITERS if writers is None else writers
+            app = create_app(opened, home=folder, retention=retention, prefix=prefix, writers=most)
             run(app, listening, tell, app.state.live.close)
     finally:
         opened.close()

@@ -7,23 +7,20 @@ that has enough (`| head`) ends the program quietly; without the extra `stepwell
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
 
+from stepwell._collector import collect_seldom
 from stepwell.errors import StepwellError
 
 __all__ = ["main", "run"]
 
-_COLLECT_AFTER: Final = 20_000, 20, 20  # objects: most of those that a start makes are of modules, and stay
-
 
 def main() -> None:
     """Run the program with the arguments it was called with, and exit with its status."""
-    gc.set_threshold(*_COLLECT_AFTER)
+    collect_seldom()
     sys.exit(run(sys.argv[1:]))
 
 

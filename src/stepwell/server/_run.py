@@ -17,8 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from stepwell._checks import is_loopback
+from stepwell._collector import collect_seldom, keep_what_is
 from stepwell.errors import UsageError
-from stepwell.store._writer_process import collect_seldom
 
 __all__ = ["is_private", "listen", "run", "url_of"]
 
@@ -90,6 +90,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             collect_seldom()
+            keep_what_is()
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's form)

@@ -165,11 +165,14 @@ class Writers:
         """Count what comes: processes are started when it is much."""
         with self._returned:
             if self._thread is None and self._clock() - self._since > BURST_S:
-                self._came, self._since = 0, self._clock()
+                self._count_anew()
             self._came += records
             if self._came >= MANY_RECORDS and self._thread is None and self.most and not self._closing:
                 self._thread = threading.Thread(target=self._keep_processes, name="stepwell-writers", daemon=True)
                 self._thread.start()
+
+    def _count_anew(self) -> None:
+        self._came, self._since = 0, self._clock()
 
     def wake(self) -> None:
         """Look again whether it is quiet: the clock has moved."""
@@ -190,7 +193,7 @@ class Writers:
         processes = self._start()
         with self._returned:
             self._processes, self._idle = [*processes], [*processes]
-            self._came, self._since = 0, self._clock()
+            self._count_anew()
             self._returned.notify_all()
             while not self._is_over(had=len(processes)):
                 self._over.wait(QUIET_S)
@@ -200,7 +203,7 @@ class Writers:
             process.end()
         with self._returned:
             self._thread = None
-            self._came, self._since = 0, self._clock()
+            self._count_anew()
 
     def _start(self) -> list[_Process]:
         processes: list[_Process] = []
@@ -222,7 +225,7 @@ class Writers:
         if self._clock() - self._since < QUIET_S:
             return False
         quiet = self._came < MANY_RECORDS
-        self._came, self._since = 0, self._clock()
+        self._count_anew()
         return quiet
 
     def _turn_of(self, path: str) -> threading.Lock:

@@ -6,12 +6,12 @@ What must stay true: a step is kept only where all of it holds; two conditions t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 from stepwell.errors import UsageError
 from stepwell.store import StepFilter, ThreadFilter
+from stepwell.store._filters import several
 from stepwell.store._language import QueryError, parse_query, split_terms
 
 __all__ = ["thread_filter", "thread_query", "with_query", "with_thread_query"]
@@ -59,9 +59,9 @@ def _both(name: str, given: Any, asked: Any) -> Any:
     if name.startswith(("max_", "until_")):
         return min(given, asked)
     if name in {"tag", "none_of"}:
-        return (*_several(given), *_several(asked))
+        return (*several(given), *several(asked))
     if name in {"type", "ids", "trace_ids"}:
-        common = [value for value in _several(given) if value in _several(asked)]
+        common = [value for value in several(given) if value in several(asked)]
         if common or name != "type":
             return common
     if name == "text":
@@ -69,10 +69,6 @@ def _both(name: str, given: Any, asked: Any) -> Any:
     if name == "metadata" and not any(path in given and given[path] != asked[path] for path in asked):
         return {**given, **asked}
     raise UsageError(f"{name} is one thing in the query and another beside it")
-
-
-def _several(value: Any) -> Sequence[Any]:
-    return (value,) if isinstance(value, str) else cast("Sequence[Any]", value)
 
 
 def thread_filter(filter: StepFilter) -> ThreadFilter:

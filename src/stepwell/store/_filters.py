@@ -23,6 +23,7 @@ __all__ = [
     "SoftError",
     "StepFilter",
     "ThreadFilter",
+    "several",
 ]
 
 Feedback = Literal["positive", "negative"]
@@ -147,3 +148,10 @@ class ScoreQuery:
     since_ns: int | None = None
     until_ns: int | None = None
     step_ids: Sequence[str] | None = None
+
+
+def several(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the values of a condition that may have several."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-from stepwell.store._filters import StepFilter
+from stepwell.store._filters import StepFilter, several
 from stepwell.store._query import MAX_INTEGER, Where
+from stepwell.store._rollups import HOUR_OF, UNCOUNTED, where_summed
 from stepwell.store._summaries import DAY_NS, HOUR_NS, Histogram, HistogramBin
 
 __all__ = ["read_histogram"]
 
-_EQUAL: Final = ("name", "model", "environment")
+_KNOWN: Final = ("type", "name", "model", "environment", "status", "since_ns", "until_ns")
 _STATUSES: Final = ("success", "failed", "cancelled", "pending", "interrupted")
 _HOURS_NS: Final = 3 * DAY_NS  # what is not longer is told by the hour
 _MANY_HOURS_NS: Final = 30 * DAY_NS  # and what is not longer, where so many rows of sums are all
@@ -30,9 +31,8 @@ _LATEST_NS: Final = MAX_INTEGER // DAY_NS * DAY_NS
 _WITHIN: Final = "FROM rollups WHERE span_s = ? AND start_ns >= ? AND start_ns < ?"
 # What lies beyond so many rows of a range: its start, found in the index alone.
 _BEYOND: Final = f"SELECT start_ns {_WITHIN} ORDER BY start_ns DESC LIMIT 1 OFFSET ?"
-_HOUR_OF: Final = f"CASE WHEN start_ns < 0 THEN -1 ELSE start_ns - start_ns % {HOUR_NS} END"
 _FRESH: Final = (
-    ("1", "steps WHERE number > (SELECT number FROM counted)"),
+    ("1", f"steps s WHERE {UNCOUNTED}"),
     ("sign", "recounts"),
 )
 
@@ -73,8 +73,7 @@ def read_histogram(db: sqlite3.Connection, filter: StepFilter) -> Histogram | No
     first = -(-since_ns // HOUR_NS) * HOUR_NS
     late = first if first > since_ns else None
     end = _LATEST_NS if until_ns is None else min(until_ns, _LATEST_NS) // HOUR_NS * HOUR_NS
-    fresh = None if asked is None else _read_fresh(db, asked)
-    if asked is None or fresh is None or first >= end:
+    if asked is None or first >= end or (fresh := _read_fresh(db, asked)) is None:
         return None
     counts = _read(db, asked, _by_days(first, end), fresh)
     late = counts.since_ns or late
@@ -94,21 +93,16 @@ def read_histogram(db: sqlite3.Connection, filter: StepFilter) -> Histogram | No
 
 def _asked(filter: StepFilter) -> _Asked | None:
     """Return the filter as the sums know it, None where they don't."""
-    known: dict[str, Any] = dict.fromkeys((*_EQUAL, "type", "status", "since_ns", "until_ns"))
+    known: dict[str, Any] = dict.fromkeys(_KNOWN)
     if replace(filter, **known, root_only=False, none_of=()) != StepFilter():
         return None
-    where = Where()
-    for name in _EQUAL:
-        if (value := getattr(filter, name)) is not None:
-            where.add(f"{name} = ?", value)
-    if types := _several(filter.type):
-        where.add(f"type IN ({', '.join('?' * len(types))})", *types)
+    where = where_summed(filter)
     for other in filter.none_of:
-        types = _several(other.type)
+        types = several(other.type)
         if not types or other != StepFilter(type=other.type):
             return None
         where.add(f"NOT ifnull(type IN ({', '.join('?' * len(types))}), 0)", *types)
-    statuses = [name for name in _STATUSES if name in _several(filter.status)]
+    statuses = [name for name in _STATUSES if name in several(filter.status)]
     if filter.root_only and statuses not in ([], ["failed"]):
         return None
     if filter.root_only:
@@ -122,17 +116,13 @@ def _one_of(statuses: Sequence[str]) -> str:
     return f"status IN ({named})" if statuses else "1"
 
 
-def _several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
-
-
 def _read_fresh(db: sqlite3.Connection, asked: _Asked) -> list[tuple[int, int, int]] | None:
     """Return hours, steps and failed ones that the sums do not have yet, or have too many; None for too many steps."""
     found: list[tuple[int, int, int]] = []
     kept = f"ifnull({asked.where.sql()} AND {asked.kept}, 0)"
     for sign, source in _FRESH:
         rows = f"SELECT start_ns, {sign} * {kept} AS steps, status IS 'failed' AS failed FROM {source} LIMIT ?"
-        query = f"SELECT {_HOUR_OF}, sum(steps), sum(steps * failed), count(*) FROM ({rows}) GROUP BY 1"
+        query = f"SELECT {HOUR_OF}, sum(steps), sum(steps * failed), count(*) FROM ({rows}) GROUP BY 1"
         hours = db.execute(query, (*asked.where.values, _MAX_FRESH + 1)).fetchall()
         if sum(hour[3] for hour in hours) > _MAX_FRESH:
             return None

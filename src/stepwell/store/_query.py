@@ -18,6 +18,7 @@ from typing import Any, Final
 from stepwell.errors import UsageError
 from stepwell.model import MESSAGE_TYPES
 from stepwell.store import MAX_PAGE, Order, Scalar, ScoreQuery, StepFilter, ThreadFilter
+from stepwell.store._filters import several
 from stepwell.store._rows import pack_id, pack_trace_id
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "select_steps",
     "select_thread_ids",
     "select_threads",
-    "several",
 ]
 
 MAX_INTEGER: Final = (1 << 63) - 1  # the largest SQLite takes
@@ -382,10 +382,3 @@ def _where_threads(filter: ThreadFilter) -> Where:
     for tag in several(filter.tag):
         where.add("EXISTS (SELECT 1 FROM json_each(t.tags) WHERE value = ?)", tag)
     return where
-
-
-def several(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the values of which a step must have one, or all."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -20,15 +20,16 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from stepwell.store import StepFilter
-from stepwell.store._query import MAX_INTEGER, Keyset, Where, has_index, select_steps, several
+from stepwell.store._query import MAX_INTEGER, Keyset, has_index, select_steps
+from stepwell.store._rollups import HOUR_OF, UNCOUNTED, where_summed
 from stepwell.store._summaries import DAY_NS, HOUR_NS
 
 __all__ = ["select_by_hours"]
 
 MAX_UNCOUNTED: Final = 20_000  # steps, whose hours are found in ten milliseconds; of more, all is read
-_LATE: Final = """
-    SELECT DISTINCT CASE WHEN start_ns < 0 THEN -1 ELSE start_ns - start_ns % ? END FROM (
-        SELECT start_ns FROM steps WHERE number > (SELECT number FROM counted)
+_LATE: Final = f"""
+    SELECT DISTINCT {HOUR_OF} FROM (
+        SELECT start_ns FROM steps s WHERE {UNCOUNTED}
         UNION ALL SELECT start_ns FROM recounts WHERE sign = 1
     )
 """
@@ -68,7 +69,7 @@ def _spans(db: sqlite3.Connection, filter: StepFilter, page: Keyset) -> Iterator
     """Yield the ranges that may have steps of the page, in its order."""
     bounds = _bounds(filter, page)
     late = defaultdict[int, list[int]](list)
-    for (hour_ns,) in db.execute(_LATE, (HOUR_NS,)):
+    for (hour_ns,) in db.execute(_LATE):
         late[_day_of(hour_ns)].append(hour_ns)
     backwards = page.direction == "DESC"
     counted = _counted(db, filter, 86400, _Span(_day_of(bounds.since_ns), bounds.until_ns), page.direction)
@@ -104,13 +105,9 @@ def _counted(
     db: sqlite3.Connection, filter: StepFilter, span_s: int, within: _Span, direction: str
 ) -> Iterator[tuple[int, int]]:
     """Yield the starts of days or hours with steps of the filter's type, name and environment, and how many."""
-    where = Where(["span_s = ?", "start_ns >= ?", "start_ns < ?"], [span_s, within.since_ns])
-    where.values.append(min(within.until_ns, MAX_INTEGER))
-    if types := several(filter.type):
-        where.add(f"type IN ({', '.join('?' * len(types))})", *types)
-    for column, value in (("name", filter.name), ("environment", filter.environment)):
-        if value is not None:
-            where.add(f"{column} = ?", value)
+    where = where_summed(filter)
+    where.add("span_s = ?", span_s)
+    where.add("start_ns >= ? AND start_ns < ?", within.since_ns, min(within.until_ns, MAX_INTEGER))
     query = f"SELECT start_ns, sum(steps) FROM rollups WHERE {where.sql()} GROUP BY start_ns ORDER BY start_ns"
     yield from db.execute(f"{query} {direction}", where.values)
 

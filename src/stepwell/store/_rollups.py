@@ -19,13 +19,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from stepwell.errors import UsageError
+from stepwell.store._filters import StepFilter, several
 from stepwell.store._query import MAX_INTEGER, Where
 from stepwell.store._sketch import percentiles
 from stepwell.store._summaries import DAY_NS, HOUR_NS, MAX_ROLLUPS, Dimension, Rollup, RollupQuery
 from stepwell.store._tally import COUNTED_COLUMNS, SUMS, USER_OF, Cell, Key, Sums, Tally
 from stepwell.store._users import UserTally, count_users
 
-__all__ = ["count_more", "count_statuses", "read_rollups"]
+__all__ = ["HOUR_OF", "UNCOUNTED", "count_more", "count_statuses", "read_rollups", "where_summed"]
 
 _ROWS: Final = 500
 _TABLES: Final[dict[str, tuple[Dimension, ...]]] = {
@@ -48,7 +49,8 @@ _NEXT_RECOUNTS: Final = (
     f"SELECT number, sign, step, user, {', '.join(COUNTED_COLUMNS)} FROM recounts "
     "WHERE number > ? ORDER BY number LIMIT ?"
 )
-_UNCOUNTED: Final = "s.number > (SELECT number FROM counted)"
+UNCOUNTED: Final = "s.number > (SELECT number FROM counted)"
+HOUR_OF: Final = f"CASE WHEN start_ns < 0 THEN -1 ELSE start_ns - start_ns % {HOUR_NS} END"  # that steps are counted in
 
 
 def count_more(db: sqlite3.Connection, turn_s: float) -> bool:
@@ -170,7 +172,7 @@ def read_rollups(db: sqlite3.Connection, query: RollupQuery) -> list[Rollup]:
             groups.add_sums(rows.sums(db))
             if groups.timed:
                 groups.add_durations(rows.select(db, "durations", "durations IS NOT NULL"))
-        _tally(db, tally, where, f"{_UNCOUNTED} AND {within}", *bounds)
+        _tally(db, tally, where, f"{UNCOUNTED} AND {within}", *bounds)
         for sign in (1, -1):
             # The user is the one that was noted, not the one that the thread has now.
             terms = [term.replace(USER_OF, "s.user") for term in where.terms]
@@ -300,6 +302,15 @@ def _sortable(value: str | None) -> tuple[bool, str]:
     return value is not None, value or ""
 
 
+def where_summed(filter: StepFilter) -> Where:
+    """Return what a filter asks of the fields that rows of `rollups` have in common with steps."""
+    where = Where()
+    for name in _TABLES["rollups"]:
+        if wanted := several(getattr(filter, name)):
+            where.add(f"{name} IN ({', '.join('?' * len(wanted))})", *wanted)
+    return where
+
+
 def count_statuses(db: sqlite3.Connection) -> list[tuple[str | None, str | None, int]]:
     """Return how many steps have a type and a status, exactly, without reading those that were counted."""
     statuses = SUMS[1:6]
@@ -309,5 +320,5 @@ def count_statuses(db: sqlite3.Connection) -> list[tuple[str | None, str | None,
         counts += [(type_, status, count) for status, count in zip(statuses, known, strict=True)]
         counts.append((type_, None, steps - sum(known)))
     counts += db.execute("SELECT type, status, sum(sign) FROM recounts GROUP BY type, status")
-    counts += db.execute(f"SELECT type, status, count(*) FROM steps s WHERE {_UNCOUNTED} GROUP BY type, status")
+    counts += db.execute(f"SELECT type, status, count(*) FROM steps s WHERE {UNCOUNTED} GROUP BY type, status")
     return counts

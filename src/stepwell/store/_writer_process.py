@@ -8,7 +8,6 @@ What must stay true: it ends when its pipe does, so it outlives nobody; a batch 
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -16,15 +15,15 @@ from typing import Final
 
 from msgspec import Struct, msgpack
 
+from stepwell._collector import collect_seldom, keep_what_is
 from stepwell.errors import StoreError
 from stepwell.store import AddResult
 from stepwell.store.sqlite import SqliteStore
 
-__all__ = ["READY", "TURN", "Batch", "Outcome", "collect_seldom", "serve"]
+__all__ = ["READY", "TURN", "Batch", "Outcome", "serve"]
 
 READY: Final = b"ready"
 TURN: Final = b"turn"
-_COLLECT_AFTER: Final = 20_000  # objects: each batch makes thousands that live for milliseconds, in no circle
 _MAX_STORES: Final = 8  # open at once: each holds up to 16 MB of its file
 
 
@@ -48,14 +47,6 @@ class _Stores(dict[str, SqliteStore]):
             self.pop(next(iter(self))).close()
         store = self[path] = SqliteStore.from_url(f"sqlite:{path}")
         return store
-
-
-def collect_seldom() -> None:
-    """Set Python's collector of circles to a process that adds records."""
-    # What was imported stays: to look through it again would stop everything for tens of milliseconds. Nor is it looked
-    # through now, which would take as long: what little of it is garbage stays as well.
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, 20, 20)
 
 
 def serve(pipe: Connection) -> None:
@@ -88,4 +79,5 @@ if __name__ == "__main__":
     for _signal in (signal.SIGINT, signal.SIGTERM):  # they go to the whole group; it is for its server to end it
         signal.signal(_signal, signal.SIG_IGN)
     collect_seldom()
+    keep_what_is()
     serve(Connection(int(sys.argv[1])))
